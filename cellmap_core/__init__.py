@@ -1,0 +1,1 @@
+"""The library behind the Auto3DSeg service: everything that can be tested without Prefect."""

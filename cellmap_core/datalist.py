@@ -1,0 +1,190 @@
+"""``datalist.json``: Auto3DSeg's list of cases, with the label table and the folds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from cellmap_core.errors import DatalistError
+from cellmap_core.label_table import LabelTable
+from cellmap_core.models import Frozen
+from cellmap_core.provenance import write_json
+
+
+class CaseInfo(Frozen):
+    """Where a case comes from. Kept as one object: MONAI joins a folder onto bare strings."""
+
+    dataset: str
+    crop: str
+    voxel_nm: tuple[float, float, float]
+    translation_nm: tuple[float, float, float]
+
+
+class Entry(Frozen):
+    """One case of the datalist; paths are relative to the datalist's folder.
+
+    Attributes
+    ----------
+    image, label : str
+        NIfTI files; ``label`` is None for a case to predict that has no labels.
+    fold : int
+        The fold in which the case validates; None in the testing list.
+    annotated_classes : tuple of int
+        Ids (1..C) of the classes annotated in this crop. At every voxel of the crop all
+        other classes are unknown, whatever the label id says.
+    cellmap : CaseInfo
+        Dataset, crop and geometry.
+    """
+
+    image: str
+    label: str | None = None
+    fold: int | None = None
+    annotated_classes: tuple[int, ...] = ()
+    cellmap: CaseInfo | None = None
+
+    @property
+    def name(self) -> str:
+        """The case as users call it: ``dataset/crop``, or the image's file name."""
+        return (
+            f"{self.cellmap.dataset}/{self.cellmap.crop}" if self.cellmap else Path(self.image).name
+        )
+
+    @property
+    def stem(self) -> str:
+        """The case's name in file names."""
+        return Path(self.image).name.removesuffix(".gz").removesuffix(".nii")
+
+
+class Datalist(Frozen):
+    """The whole list.
+
+    Attributes
+    ----------
+    folder : Path
+        The folder of ``datalist.json``, to which all paths are relative.
+    table : LabelTable
+        Classes and label ids.
+    training, testing : tuple of Entry
+        Cases with folds to train on; held-out cases to predict (scored where labelled).
+    """
+
+    folder: Path
+    table: LabelTable
+    training: tuple[Entry, ...]
+    testing: tuple[Entry, ...] = ()
+    notes: tuple[str, ...] = Field(default=())
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of their ids 1..C."""
+        return self.table.classes
+
+    def path(self, relative: str) -> Path:
+        """A file of the list, by its path there."""
+        return self.folder / relative
+
+    def folds(self) -> tuple[int, ...]:
+        """The folds in use, sorted."""
+        return tuple(sorted({e.fold for e in self.training if e.fold is not None}))
+
+    def split(self, fold: int) -> tuple[tuple[Entry, ...], tuple[Entry, ...]]:
+        """Training and validation cases of one fold."""
+        return (
+            tuple(e for e in self.training if e.fold != fold),
+            tuple(e for e in self.training if e.fold == fold),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The document as it is written."""
+        return {
+            "training": [e.model_dump(mode="json", exclude_none=True) for e in self.training],
+            "testing": [e.model_dump(mode="json", exclude_none=True) for e in self.testing],
+            "class_names": self.table.groups(),
+            "label_table": self.table.to_json(),
+            "notes": list(self.notes),
+        }
+
+
+def write_datalist(path: Path, datalist: Datalist) -> None:
+    """Write ``datalist.json``, whole or not at all."""
+    write_json(path, datalist.to_json())
+
+
+def read_datalist(path: Path) -> Datalist:
+    """Read and check a ``datalist.json``.
+
+    Lists made elsewhere work too: where there is no label table, the class names (plain or
+    MONAI's groups) give one; where a case does not say which classes are annotated, all are.
+
+    Raises
+    ------
+    DatalistError
+        The file is missing, is not JSON, or an entry is not what the contract says.
+    """
+    if not path.is_file():
+        raise DatalistError(
+            f"no datalist at {path}", "a datalist.json", "make it with flows/convert.py"
+        )
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise DatalistError(f"{path} is not readable JSON ({error})", "a datalist.json") from error
+    if not isinstance(document, dict) or not isinstance(document.get("training"), list):
+        raise DatalistError(f"{path} has no list 'training'", "keys training, testing, class_names")
+    table = _table(path, document)
+    everything = tuple(range(1, len(table.classes) + 1))
+    training = _entries(path, document["training"], everything)
+    testing = _entries(path, document.get("testing", []), everything)
+    if missing := [e.name for e in training if e.label is None]:
+        raise DatalistError(f"{path}: training case {missing[0]} has no label", "image and label")
+    return Datalist(
+        folder=path.resolve().parent,
+        table=table,
+        training=training,
+        testing=testing,
+        notes=tuple(document.get("notes", ())),
+    )
+
+
+def _table(path: Path, document: dict[str, Any]) -> LabelTable:
+    groups = document.get("class_names")
+    if not isinstance(groups, list) or not groups:
+        raise DatalistError(f"{path} names no classes", "class_names: [{name, index: [ids]}]")
+    names = [g["name"] if isinstance(g, dict) and "name" in g else str(g) for g in groups]
+    if "label_table" in document:
+        return LabelTable.from_json(names, document["label_table"])
+    if not all(isinstance(g, dict) for g in groups):
+        return LabelTable.of(names)
+    return _table_of_groups(path, names, groups)
+
+
+def _table_of_groups(path: Path, names: list[str], groups: list[dict[str, Any]]) -> LabelTable:
+    """The table of MONAI's groups alone: an id has every class whose group lists it."""
+    try:
+        indices = [g["index"] if isinstance(g["index"], list) else [g["index"]] for g in groups]
+        last = max(int(i) for group in indices for i in group)
+    except (KeyError, TypeError, ValueError) as error:
+        raise DatalistError(f"{path}: class_names without ids", "{name, index: [ids]}") from error
+    rows = [
+        {"id": i, "present": [n for n, ids in zip(names, indices, strict=True) if i in ids]}
+        for i in range(last + 1)
+    ]
+    return LabelTable.from_json(names, rows)
+
+
+def _entries(path: Path, rows: list[Any], everything: tuple[int, ...]) -> tuple[Entry, ...]:
+    entries = []
+    for number, row in enumerate(rows):
+        try:
+            known = {k: v for k, v in row.items() if k in Entry.model_fields}
+            known.setdefault("annotated_classes", everything)
+            entries.append(Entry.model_validate(known))
+        except (ValidationError, AttributeError) as error:
+            line = str(error).replace("\n", " ")
+            raise DatalistError(
+                f"{path}: entry {number} cannot be read ({line})", "image, label, fold"
+            ) from error
+    return tuple(entries)

@@ -1,0 +1,1 @@
+"""Auto3DSeg data statistics: one case, the reduce over cases, what they mean."""

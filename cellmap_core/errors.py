@@ -1,0 +1,144 @@
+"""Every failure this project raises by name, one small class each.
+
+A message says what was found, what was expected and what to do about it. The exit
+code tells a usage error (2) from work that failed (1).
+"""
+
+from __future__ import annotations
+
+import errno
+
+
+class CellmapError(Exception):
+    """Base of all failures of this project.
+
+    Parameters
+    ----------
+    found : str
+        What was found, naming the thing.
+    expected : str
+        What would have been right, with the valid choices where there are any.
+    do : str
+        What the reader can do about it.
+    """
+
+    exit_code = 1
+    #: Whether trying the same thing again may succeed.
+    may_pass = False
+
+    def __init__(self, found: str, expected: str = "", do: str = "") -> None:
+        super().__init__(found, expected, do)
+        self.found = found
+        self.expected = expected
+        self.do = do
+
+    def __str__(self) -> str:
+        parts = [self.found]
+        if self.expected:
+            parts.append(f"expected {self.expected}")
+        if self.do:
+            parts.append(self.do)
+        return "; ".join(parts)
+
+
+class UsageError(CellmapError):
+    """What was asked for is not a thing this program can do."""
+
+    exit_code = 2
+
+
+class OptionError(UsageError):
+    """An option or its value is unknown or out of range."""
+
+
+class DatasplitError(UsageError):
+    """The datasplit as a whole cannot be used (missing, unreadable, empty)."""
+
+
+class DatalistError(UsageError):
+    """The datalist as a whole cannot be used (missing, malformed, too few crops)."""
+
+
+class RowError(CellmapError):
+    """One row of a datasplit cannot be read."""
+
+
+class StoreError(CellmapError):
+    """An array store is missing or cannot be read."""
+
+
+class MetadataError(CellmapError):
+    """The metadata of an array are missing or contradict each other."""
+
+
+class AnnotationError(CellmapError):
+    """A class is unknown, or its annotation cannot be read as three states."""
+
+
+class CropExcluded(CellmapError):
+    """A crop carries nothing that may be trained on; excluded by name, not failed."""
+
+
+class NiftiError(CellmapError):
+    """A NIfTI file cannot be read, or is not what the datalist says."""
+
+
+class StatisticsError(CellmapError):
+    """A case has no statistics, or the stored statistics cannot be used."""
+
+
+class BundleError(UsageError):
+    """A bundle or a template folder is missing or not what it should be."""
+
+
+class TrainingError(CellmapError):
+    """A training cannot start, or ended without a model."""
+
+
+class TrainingInterrupted(CellmapError):
+    """A training process was ended from outside and can go on from its checkpoint."""
+
+    may_pass = True
+
+
+class CheckpointError(CellmapError):
+    """A checkpoint is truncated or belongs to another configuration."""
+
+
+class EnsembleError(CellmapError):
+    """No trained model, or no case, to make an ensemble prediction of."""
+
+
+class IncompleteError(CellmapError):
+    """A stage did what it could; the listed items failed."""
+
+
+class ServiceError(CellmapError):
+    """The local service (server, work pool, worker) did not come up or did not answer."""
+
+
+# Retrying changes nothing for these: the file is not there, or not ours to read.
+_FINAL_ERRNOS = frozenset(
+    {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EROFS}
+)
+
+
+def may_pass(error: BaseException) -> bool:
+    """Tell whether the same work may succeed when tried again.
+
+    Parameters
+    ----------
+    error : BaseException
+        What the work raised.
+
+    Returns
+    -------
+    bool
+        True for passing trouble (I/O, connections, a killed worker or process); False for
+        bad input and for programming errors, which end the same way every time.
+    """
+    if isinstance(error, CellmapError):
+        return error.may_pass
+    if isinstance(error, OSError):
+        return error.errno not in _FINAL_ERRNOS
+    return type(error).__name__ in {"KilledWorker", "CommClosedError", "TimeoutError"}

@@ -1,0 +1,1 @@
+"""Prediction: blocks of probabilities, the ensemble of models, files."""

@@ -1,0 +1,143 @@
+"""The frozen models that cross a border: between stages, tasks and processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Frozen(BaseModel):
+    """A value that cannot change and takes no field it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Failure(Frozen):
+    """One item of a stage that could not be done.
+
+    Attributes
+    ----------
+    item : str
+        The item's name, as the user knows it (``dataset/crop``, ``algo_fold``, …).
+    reason : str
+        One line: what was found, what was expected, what to do.
+    """
+
+    item: str
+    reason: str
+
+
+class StageResult(Frozen):
+    """What every stage hands on: small, and never an array.
+
+    Attributes
+    ----------
+    done : int
+        Items made by this run.
+    current : int
+        Items found up to date and left alone.
+    failures : tuple of Failure
+        Items that failed, by name.
+    """
+
+    done: int = 0
+    current: int = 0
+    failures: tuple[Failure, ...] = ()
+
+    @property
+    def up_to_date(self) -> bool:
+        """Whether this run found everything made already."""
+        return self.done == 0 and not self.failures and self.current > 0
+
+    def tally(self) -> str:
+        """One line for logs and states: how many were made, current and failed."""
+        if self.up_to_date:
+            return f"up to date: nothing to do, all {self.current} as they were"
+        return f"{self.done} made, {self.current} up to date, {len(self.failures)} failed"
+
+
+class ConvertResult(StageResult):
+    """Of conversion: the datalist and the table of all crops."""
+
+    datalist: Path
+    crops_table: Path
+    excluded: tuple[Failure, ...] = ()
+
+
+class AnalyzeResult(StageResult):
+    """Of analysis: Auto3DSeg's two reports and our reading of them."""
+
+    datastats: Path
+    datastats_by_case: Path
+    analysis: Path
+
+
+class BundleRef(Frozen):
+    """One algorithm × fold, by the folder of its bundle."""
+
+    algo: str
+    fold: int
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """Auto3DSeg's name of the bundle, ``algo_fold``."""
+        return f"{self.algo}_{self.fold}"
+
+
+class GenerateResult(StageResult):
+    """Of generation: the bundles to train."""
+
+    bundles: tuple[BundleRef, ...]
+
+
+class TrainResult(StageResult):
+    """Of one training: the best model and how well it did on its validation fold.
+
+    Attributes
+    ----------
+    dice : dict
+        Class name → Dice of the best epoch over the known voxels of the validation fold;
+        None where the class has no known voxel present there.
+    trivial_dice : dict
+        Class name → Dice of calling every known voxel foreground; the bar to beat.
+    """
+
+    bundle: BundleRef
+    checkpoint: Path
+    best_epoch: int
+    epochs: int
+    mean_dice: float | None
+    dice: dict[str, float | None]
+    trivial_dice: dict[str, float | None]
+    seconds: float
+
+
+class CasePrediction(Frozen):
+    """One predicted case: where it is and, where there are labels, how good it is."""
+
+    case: str
+    prediction: Path
+    dice: dict[str, float | None] = {}
+    foreground_fraction: dict[str, float] = {}
+
+
+class EnsembleResult(StageResult):
+    """Of the ensemble: a prediction for each case of the datalist's testing list."""
+
+    folder: Path
+    members: tuple[str, ...]
+    cases: tuple[CasePrediction, ...]
+
+
+#: How a stage runs one function over many items; results come in the order of the items.
+#: The default is the built-in ``map``; the flows hand in one that fans out over Dask.
+Mapper = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
+
+
+def serial(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterable[Any]:
+    """Run ``function`` over ``items`` here, one after another (the default mapper)."""
+    return map(function, items)

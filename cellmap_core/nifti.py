@@ -1,0 +1,196 @@
+"""NIfTI-1 files, written and read slab by slab.
+
+Arrays are z, y, x in memory and x, y, z in the file; NIfTI stores x fastest, so a C-ordered
+z, y, x slab is the file's own byte order and a volume streams along z in flat memory. The
+affine holds the voxel size and the centre of the first voxel in nm. NIfTI has no code for
+nanometres: the unit field says unknown and ``descrip`` says nm.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, cast
+
+import nibabel as nib
+import numpy as np
+from isal import igzip
+from numpy.typing import NDArray
+
+from cellmap_core.errors import NiftiError
+from cellmap_core.grid import Grid
+from cellmap_core.provenance import atomic_path
+
+DESCRIPTION = b"lengths in nm; first voxel centre in the affine"
+
+_HEADER_BYTES = 352
+# igzip level 1 is within 5 % of its level 2 in size on EM and a third faster.
+_DEFLATE_LEVEL = 1
+# Streaming a volume in slabs of about this many bytes keeps memory flat.
+_SLAB_BYTES = 32 << 20
+
+
+def suffix(compression: str) -> str:
+    """File name suffix of ``gzip`` or ``none``."""
+    return ".nii.gz" if compression == "gzip" else ".nii"
+
+
+def write_slabs(
+    path: Path, grid: Grid, dtype: np.dtype[Any], slabs: Iterable[NDArray[Any]]
+) -> None:
+    """Write a volume from consecutive z slabs, whole or not at all.
+
+    Parameters
+    ----------
+    path : Path
+        ``.nii`` or ``.nii.gz``.
+    grid : Grid
+        Shape, voxel size and translation in nm.
+    dtype : numpy.dtype
+        Type in the file; slabs are cast to it.
+    slabs : iterable of ndarray
+        Shape (n, y, x) each, together ``grid.shape_vox``, in the order of z.
+
+    Raises
+    ------
+    NiftiError
+        The slabs are not together what the grid says.
+    """
+    with atomic_path(path) as temporary, _writer(temporary) as sink:
+        header = _header(grid, dtype)
+        sink.write(header.binaryblock + b"\0\0\0\0")
+        depth = 0
+        for slab in slabs:
+            if slab.shape[1:] != grid.shape_vox[1:]:
+                raise NiftiError(
+                    f"{path}: a slab of shape {slab.shape}", f"(n, y, x) of {grid.shape_vox}"
+                )
+            depth += slab.shape[0]
+            sink.write(np.ascontiguousarray(slab, dtype=dtype.newbyteorder("<")).data)
+        if depth != grid.shape_vox[0]:
+            raise NiftiError(f"{path}: {depth} sections written", f"{grid.shape_vox[0]}")
+
+
+def write_volume(path: Path, grid: Grid, volume: NDArray[Any]) -> None:
+    """Write a volume held in memory (z, y, x)."""
+    write_slabs(path, grid, volume.dtype, [volume])
+
+
+def read_grid(path: Path) -> Grid:
+    """Shape, voxel size and translation in nm of a file, from its header alone."""
+    header, affine, _ = _load_header(path)
+    shape = header.get_data_shape()[:3]
+    voxel = np.abs(np.linalg.norm(affine[:3, :3], axis=0))
+    return Grid(
+        shape_vox=(int(shape[2]), int(shape[1]), int(shape[0])),
+        voxel_nm=(float(voxel[2]), float(voxel[1]), float(voxel[0])),
+        translation_nm=(float(affine[2, 3]), float(affine[1, 3]), float(affine[0, 3])),
+    )
+
+
+def read_dtype(path: Path) -> np.dtype[Any]:
+    """Type of the voxels in a file, from its header alone."""
+    return cast("np.dtype[Any]", _load_header(path)[0].get_data_dtype())
+
+
+def iter_slabs(path: Path, slab_bytes: int = _SLAB_BYTES) -> Iterator[NDArray[Any]]:
+    """Read a volume in z slabs (n, y, x), without ever holding it whole.
+
+    Raises
+    ------
+    NiftiError
+        The file is missing, truncated or not a 3-D NIfTI-1 volume.
+    """
+    header, _, offset = _load_header(path)
+    z, y, x = _shape_zyx(path, header)
+    dtype = header.get_data_dtype()
+    section = y * x * dtype.itemsize
+    thickness = max(1, slab_bytes // section)
+    with _reader(path) as source:
+        source.read(offset)
+        for start in range(0, z, thickness):
+            n = min(thickness, z - start)
+            data = source.read(n * section)
+            if len(data) != n * section:
+                raise NiftiError(
+                    f"{path} ends after {start} of {z} sections", "a whole file", "convert it again"
+                )
+            yield np.frombuffer(data, dtype=dtype).reshape(n, y, x)
+
+
+def read_volume(path: Path) -> NDArray[Any]:
+    """The volume (z, y, x): mapped from disk where it is not compressed, else in memory."""
+    header, _, offset = _load_header(path)
+    shape = _shape_zyx(path, header)
+    if path.suffix == ".gz":
+        volume = np.empty(shape, dtype=header.get_data_dtype())
+        start = 0
+        for slab in iter_slabs(path):
+            volume[start : start + len(slab)] = slab
+            start += len(slab)
+        return volume
+    return np.memmap(path, dtype=header.get_data_dtype(), mode="r", offset=offset, shape=shape)
+
+
+def _header(grid: Grid, dtype: np.dtype[Any]) -> Any:
+    header = nib.Nifti1Header()
+    z, y, x = grid.shape_vox
+    header.set_data_shape((x, y, z))
+    header.set_data_dtype(dtype)
+    affine = np.diag([*grid.voxel_nm[::-1], 1.0])
+    affine[:3, 3] = grid.translation_nm[::-1]
+    header.set_sform(affine, code=1)
+    header.set_qform(affine, code=1)
+    header["xyzt_units"] = 0
+    header["descrip"] = DESCRIPTION
+    header["vox_offset"] = _HEADER_BYTES
+    header["magic"] = b"n+1"
+    return header
+
+
+def _load_header(path: Path) -> tuple[Any, NDArray[np.float64], int]:
+    """Header, affine and the offset of the voxels in bytes."""
+    if not path.is_file():
+        raise NiftiError(f"no file {path}", "a .nii or .nii.gz file", "convert the crop again")
+    try:
+        image = cast("Any", nib.load(path))
+    except (nib.filebasedimages.ImageFileError, OSError, EOFError, zlib.error) as error:
+        raise NiftiError(
+            f"{path} is not readable NIfTI ({error})", "a whole NIfTI-1 file"
+        ) from error
+    return image.header, image.affine, int(image.dataobj.offset)
+
+
+def _shape_zyx(path: Path, header: Any) -> tuple[int, int, int]:
+    shape = tuple(int(n) for n in header.get_data_shape())
+    if len(shape) != 3:
+        raise NiftiError(f"{path} has shape {shape}", "three axes x, y, z")
+    return shape[2], shape[1], shape[0]
+
+
+@contextmanager
+def _writer(path: Path) -> Iterator[IO[bytes]]:
+    with path.open("wb") as raw:
+        if path.suffix != ".gz":
+            yield raw
+            return
+        # No name and no time in the gzip header: the same voxels give the same bytes.
+        with igzip.IGzipFile("", "wb", _DEFLATE_LEVEL, raw, 0) as packed:
+            yield cast("IO[bytes]", packed)
+
+
+@contextmanager
+def _reader(path: Path) -> Iterator[IO[bytes]]:
+    try:
+        with path.open("rb") as raw:
+            if path.suffix != ".gz":
+                yield raw
+                return
+            with igzip.IGzipFile(fileobj=raw, mode="rb") as packed:
+                yield cast("IO[bytes]", packed)
+    except (igzip.BadGzipFile, igzip.isal_zlib.error, EOFError) as error:
+        raise NiftiError(
+            f"{path} is damaged ({error})", "a whole .nii.gz file", "convert it again"
+        ) from error

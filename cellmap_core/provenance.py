@@ -1,0 +1,145 @@
+"""Whole files and content keys: what makes a second run do only what is missing.
+
+A file appears under its final name only when it is complete. A *receipt* beside the
+outputs of a piece of work holds the key of what it was made from (content and options,
+never time) and the digest of what it made; the work is current while both still hold.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cellmap_core.models import Frozen
+
+_BLOCK_BYTES = 1 << 20
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside ``path`` that becomes ``path`` when the block succeeds.
+
+    The name keeps all suffixes of ``path``, because readers choose a format by them.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{os.getpid()}.partial.{path.name}")
+    try:
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` to ``path`` so that the file is whole or absent."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as indented JSON, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def key_of(*parts: Any) -> str:
+    """Digest of JSON-able parts, the same for the same content in any process.
+
+    Paths count by their text; give content digests where the content matters.
+    """
+    text = json.dumps(parts, sort_keys=True, default=str, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's content."""
+    digest = hashlib.sha256()
+    with path.open("rb") as source:
+        while block := source.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+class _Output(Frozen):
+    path: str
+    size_bytes: int
+    mtime_ns: int
+    digest: str
+
+
+class Receipt(Frozen):
+    """What was made, from what: ``key`` of the inputs, and each output's digest.
+
+    Attributes
+    ----------
+    key : str
+        Digest of everything the outputs depend on.
+    outputs : tuple
+        Outputs by path relative to the receipt's folder, with size, time and digest. The
+        time only saves reading a file again; where it differs the digest decides.
+    result : dict
+        What the work reported, so that a later run can report it again.
+    """
+
+    key: str
+    outputs: tuple[_Output, ...]
+    result: dict[str, Any] = {}
+
+
+def write_receipt(path: Path, key: str, outputs: Iterable[Path], result: dict[str, Any]) -> None:
+    """Write the receipt of finished work; call it last.
+
+    Parameters
+    ----------
+    path : Path
+        Where the receipt goes. Outputs are kept relative to its folder.
+    key : str
+        Digest of the inputs and options.
+    outputs : iterable of Path
+        Files that must stay as they are for the work to count as done.
+    result : dict
+        JSON-able report of the work.
+    """
+    rows = []
+    for output in outputs:
+        status = output.stat()
+        rows.append(
+            _Output(
+                path=os.path.relpath(output, path.parent),
+                size_bytes=status.st_size,
+                mtime_ns=status.st_mtime_ns,
+                digest=file_digest(output),
+            )
+        )
+    receipt = Receipt(key=key, outputs=tuple(rows), result=result)
+    write_json(path, receipt.model_dump(mode="json"))
+
+
+def read_receipt(path: Path, key: str) -> Receipt | None:
+    """The receipt at ``path`` if it is for ``key`` and every output is as it was left."""
+    try:
+        receipt = Receipt.model_validate_json(path.read_bytes())
+    except (OSError, ValueError):
+        # Absent or unreadable is the same to a reader: the work is not known to be done.
+        return None
+    if receipt.key != key or not all(_unchanged(path.parent, o) for o in receipt.outputs):
+        return None
+    return receipt
+
+
+def _unchanged(folder: Path, output: _Output) -> bool:
+    try:
+        status = (folder / output.path).stat()
+        if status.st_size != output.size_bytes:
+            return False
+        if status.st_mtime_ns == output.mtime_ns:
+            return True
+        return file_digest(folder / output.path) == output.digest
+    except OSError:
+        return False

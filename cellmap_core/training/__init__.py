@@ -1,0 +1,1 @@
+"""Training of one bundle: rules, patches, loss, trainer, checkpoint, metrics."""
