@@ -12,13 +12,61 @@ from cellmap_core.errors import AnnotationError
 
 #: Classes without parts, in CellMap's order.
 ATOMS: tuple[str, ...] = tuple(
-    """
-    ecs pm mito_mem mito_lum mito_ribo golgi_mem golgi_lum ves_mem ves_lum endo_mem endo_lum
-    lyso_mem lyso_lum ld_mem ld_lum er_mem er_lum eres_mem eres_lum ne_mem ne_lum np_out np_in
-    hchrom nhchrom echrom nechrom nucpl nucleo mt_out cent cent_dapp cent_sdapp ribo cyto mt_in
-    vim glyco rbc perox_mem perox_lum isg_mem isg_lum isg_ins actin tbar bm chloroplast_mem
-    chloroplast_lum chloroplast_sg vacuole_mem vacuole_lum plasmodesmata
-    """.split()
+    [
+        "ecs",
+        "pm",
+        "mito_mem",
+        "mito_lum",
+        "mito_ribo",
+        "golgi_mem",
+        "golgi_lum",
+        "ves_mem",
+        "ves_lum",
+        "endo_mem",
+        "endo_lum",
+        "lyso_mem",
+        "lyso_lum",
+        "ld_mem",
+        "ld_lum",
+        "er_mem",
+        "er_lum",
+        "eres_mem",
+        "eres_lum",
+        "ne_mem",
+        "ne_lum",
+        "np_out",
+        "np_in",
+        "hchrom",
+        "nhchrom",
+        "echrom",
+        "nechrom",
+        "nucpl",
+        "nucleo",
+        "mt_out",
+        "cent",
+        "cent_dapp",
+        "cent_sdapp",
+        "ribo",
+        "cyto",
+        "mt_in",
+        "vim",
+        "glyco",
+        "rbc",
+        "perox_mem",
+        "perox_lum",
+        "isg_mem",
+        "isg_lum",
+        "isg_ins",
+        "actin",
+        "tbar",
+        "bm",
+        "chloroplast_mem",
+        "chloroplast_lum",
+        "chloroplast_sg",
+        "vacuole_mem",
+        "vacuole_lum",
+        "plasmodesmata",
+    ]
 )
 
 _PARTS = {
@@ -46,7 +94,17 @@ _PARTS = {
 
 # Everything but what lies outside a cell, and the classes of plants and blood.
 _NOT_CELL = frozenset(
-    "ecs rbc bm chloroplast_mem chloroplast_lum chloroplast_sg vacuole_mem vacuole_lum plasmodesmata".split()
+    [
+        "ecs",
+        "rbc",
+        "bm",
+        "chloroplast_mem",
+        "chloroplast_lum",
+        "chloroplast_sg",
+        "vacuole_mem",
+        "vacuole_lum",
+        "plasmodesmata",
+    ]
 )
 
 #: Union → its atoms.

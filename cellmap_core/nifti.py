@@ -16,7 +16,7 @@ from typing import IO, Any, cast
 
 import nibabel as nib
 import numpy as np
-from isal import igzip
+from isal import igzip, isal_zlib
 from numpy.typing import NDArray
 
 from cellmap_core.errors import NiftiError
@@ -190,7 +190,7 @@ def _reader(path: Path) -> Iterator[IO[bytes]]:
                 return
             with igzip.IGzipFile(fileobj=raw, mode="rb") as packed:
                 yield cast("IO[bytes]", packed)
-    except (igzip.BadGzipFile, igzip.isal_zlib.error, EOFError) as error:
+    except (igzip.BadGzipFile, isal_zlib.error, EOFError) as error:
         raise NiftiError(
             f"{path} is damaged ({error})", "a whole .nii.gz file", "convert it again"
         ) from error

@@ -1,0 +1,1 @@
+"""How the service runs somewhere: local bring-up, site profiles."""

@@ -1,0 +1,1 @@
+"""What a user starts: one thin Prefect flow a file."""
