@@ -1,0 +1,175 @@
+"""OME-NGFF multiscale metadata: the scale levels of an image and their grids in nm."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import zarr
+
+from cellmap_core.errors import MetadataError
+from cellmap_core.grid import Grid, Shape, Triple
+from cellmap_core.models import Frozen
+from cellmap_core.stores import open_array
+
+# Length of one unit in nm, by the names OME-NGFF takes from UDUNITS-2 and short forms met.
+_UNIT_NM = {
+    "angstrom": 0.1,
+    "nanometer": 1.0,
+    "nm": 1.0,
+    "micrometer": 1e3,
+    "micron": 1e3,
+    "um": 1e3,
+    "µm": 1e3,
+    "millimeter": 1e6,
+    "mm": 1e6,
+    "meter": 1e9,
+}
+
+# A level may be this much coarser than the target and still count as "not coarser": FIB-SEM
+# voxel sizes are calibrated to the third digit.
+_COARSER_TOLERANCE = 1.01
+
+
+class Level(Frozen):
+    """One scale level: its name, its grid (z, y, x) and where z, y, x stand in the array."""
+
+    path: str
+    grid: Grid
+    axes: tuple[int, int, int] = (0, 1, 2)
+
+    def to_array(self, zyx: Shape) -> Shape:
+        """An index given as z, y, x in the array's own axis order."""
+        placed = [0, 0, 0]
+        for axis, value in zip(self.axes, zyx, strict=True):
+            placed[axis] = value
+        return placed[0], placed[1], placed[2]
+
+
+def read_levels(group: zarr.Group, location: str) -> tuple[Level, ...]:
+    """All scale levels of a multiscale group, finest first.
+
+    Raises
+    ------
+    MetadataError
+        The metadata are missing, incomplete or not three space axes with known units.
+        Nothing is guessed.
+    """
+    multiscale = _multiscale(group, location)
+    names, factors = _axes(multiscale, location)
+    outer = multiscale.get("coordinateTransformations") or []
+    levels = []
+    for dataset in multiscale.get("datasets") or []:
+        path = dataset.get("path")
+        if not isinstance(path, str):
+            raise MetadataError(f"{location}: a multiscale dataset without path", "path, e.g. s0")
+        if path not in group:
+            continue  # A download may leave levels out; the ones named but absent are no choice.
+        scale, translation = _transform(dataset.get("coordinateTransformations"), location, path)
+        outer_scale, outer_translation = _transform(outer, location, path, required=False)
+        voxel = scale * outer_scale * factors
+        origin = (translation * outer_scale + outer_translation) * factors
+        array = open_array(group, location, path)
+        if array.ndim != 3:
+            raise MetadataError(f"{location}/{path} has {array.ndim} axes", "three (z, y, x)")
+        order = tuple(names.index(a) for a in "zyx")
+        levels.append(
+            Level(
+                path=path,
+                axes=(order[0], order[1], order[2]),
+                grid=Grid(
+                    shape_vox=_reorder(array.shape, order, int),
+                    voxel_nm=_reorder(voxel, order, float),
+                    translation_nm=_reorder(origin, order, float),
+                ),
+            )
+        )
+    if not levels:
+        raise MetadataError(f"{location} has no scale level", "at least s0")
+    return tuple(sorted(levels, key=lambda level: float(np.prod(level.grid.voxel_nm))))
+
+
+def choose_level(
+    levels: tuple[Level, ...], scale: str, target_nm: Triple | None, location: str
+) -> Level:
+    """The level to read: the one named, or by ``auto`` the coarsest not coarser than wanted.
+
+    Parameters
+    ----------
+    levels : tuple of Level
+        Finest first.
+    scale : str
+        ``s0``, ``s1``, … or ``auto``.
+    target_nm : tuple of float or None
+        Voxel size wanted; None (native) makes ``auto`` the finest.
+    location : str
+        The image, for messages.
+    """
+    if scale == "auto":
+        if target_nm is None:
+            return levels[0]
+        fine = [level for level in levels if _not_coarser(level.grid.voxel_nm, target_nm)]
+        return fine[-1] if fine else levels[0]
+    for level in levels:
+        if re.sub(r"\D", "", level.path) == scale[1:]:
+            return level
+    raise MetadataError(
+        f"{location} has no scale level {scale}",
+        f"one of {', '.join(level.path for level in levels)} or auto",
+    )
+
+
+def _not_coarser(voxel: Triple, target: Triple) -> bool:
+    return all(v <= t * _COARSER_TOLERANCE for v, t in zip(voxel, target, strict=True))
+
+
+def _multiscale(group: zarr.Group, location: str) -> dict[str, Any]:
+    attributes: dict[str, Any] = dict(group.attrs)
+    document = attributes.get("ome", attributes)  # OME-NGFF 0.5 nests everything under "ome".
+    multiscales = document.get("multiscales") if isinstance(document, dict) else None
+    if not (isinstance(multiscales, list) and multiscales and isinstance(multiscales[0], dict)):
+        raise MetadataError(f"{location} has no multiscales", "OME-NGFF multiscales metadata")
+    return multiscales[0]
+
+
+def _axes(multiscale: dict[str, Any], location: str) -> tuple[list[str], Any]:
+    axes = multiscale.get("axes") or []
+    names = [str(a.get("name")) if isinstance(a, dict) else str(a) for a in axes]
+    if sorted(names) != ["x", "y", "z"]:
+        raise MetadataError(f"{location} has axes {names}", "z, y and x in any order")
+    units = [a.get("unit") if isinstance(a, dict) else None for a in axes]
+    if unknown := [u for u in units if u not in _UNIT_NM]:
+        raise MetadataError(f"{location} has unit {unknown[0]}", f"one of {', '.join(_UNIT_NM)}")
+    return names, np.array([_UNIT_NM[str(u)] for u in units])
+
+
+def _transform(rows: Any, location: str, path: str, required: bool = True) -> tuple[Any, Any]:
+    scale, translation = None, np.zeros(3)
+    for row in rows or []:
+        kind = row.get("type")
+        if kind == "scale":
+            scale = _vector(row, "scale", location, path)
+        elif kind == "translation":
+            translation = _vector(row, "translation", location, path)
+        elif kind != "identity":
+            raise MetadataError(f"{location}/{path}: transformation {kind}", "scale or translation")
+    if scale is None:
+        if required:
+            raise MetadataError(f"{location}/{path} has no scale", "a scale transformation")
+        scale = np.ones(3)
+    return scale, translation
+
+
+def _vector(row: dict[str, Any], kind: str, location: str, path: str) -> Any:
+    try:
+        vector = np.array([float(v) for v in row[kind]])
+    except (KeyError, TypeError, ValueError) as error:
+        raise MetadataError(f"{location}/{path}: unreadable {kind}", "three numbers") from error
+    if vector.shape != (3,):
+        raise MetadataError(f"{location}/{path}: {kind} of {len(vector)} numbers", "three numbers")
+    return vector
+
+
+def _reorder(values: Any, order: tuple[int, ...], kind: type) -> Any:
+    return tuple(kind(values[i]) for i in order)

@@ -1,0 +1,139 @@
+"""Zarr groups and arrays, read only where asked, with missing chunks told from zeros.
+
+A download of CellMap data keeps the full-volume metadata and only the chunks near crops;
+zarr reads the rest as zeros. What is read here always says how much of it was really there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.sync import sync
+
+from cellmap_core.errors import CellmapError, MetadataError, StoreError
+from cellmap_core.grid import Shape
+
+Array = zarr.Array[Any]
+
+
+def open_group(location: str) -> zarr.Group:
+    """Open a zarr group (v2 or v3) for reading.
+
+    Raises
+    ------
+    StoreError
+        Nothing is there, or it may not be read; the message names the deepest folder found.
+    MetadataError
+        Something is there, but it is not a readable zarr group.
+    """
+    _require(Path(location))
+    try:
+        return zarr.open_group(location, mode="r")
+    except PermissionError as error:
+        raise StoreError(f"{location} may not be read", "read permission") from error
+    except Exception as error:
+        raise MetadataError(
+            f"{location} is no zarr group ({_line(error)})", "a zarr group"
+        ) from error
+
+
+def open_array(group: zarr.Group, location: str, name: str) -> Array:
+    """Open the array ``name`` of a group; ``location`` is the group's, for messages."""
+    try:
+        node = group[name]
+    except KeyError as error:
+        raise StoreError(
+            f"no array {name} in {location}", f"one of {', '.join(children(group)) or 'none'}"
+        ) from error
+    except Exception as error:
+        raise MetadataError(f"{location}/{name} has bad metadata ({_line(error)})") from error
+    if not isinstance(node, zarr.Array):
+        raise MetadataError(f"{location}/{name} is a group", "an array")
+    return node
+
+
+def children(group: zarr.Group) -> tuple[str, ...]:
+    """Names of what a group holds, sorted."""
+    return tuple(sorted(name for name, _ in group.members()))
+
+
+def read(array: Array, start: Shape, stop: Shape) -> NDArray[Any]:
+    """Read the block ``start`` to ``stop`` (inside the array, in the array's own axes).
+
+    Raises
+    ------
+    StoreError
+        A chunk is truncated or corrupt, or the store failed.
+    """
+    selection = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
+    try:
+        return np.asarray(array[selection])
+    except CellmapError:
+        raise
+    except Exception as error:
+        raise StoreError(
+            f"{array.store_path} cannot be read at {start} to {stop} ({_line(error)})",
+            "whole chunks",
+            "download the crop again",
+        ) from error
+
+
+def missing_chunks(array: Array, start: Shape, stop: Shape) -> list[tuple[Shape, Shape]]:
+    """Chunks of the block that are not stored, each as (start, stop) inside the block."""
+    return [
+        (low, high)
+        for key, low, high in _chunks(array, start, stop)
+        if not sync(array.store_path.store.exists(key))
+    ]
+
+
+def content_digest(array: Array, start: Shape, stop: Shape) -> str:
+    """Digest of the stored bytes and metadata behind a block, without decoding them."""
+    digest = hashlib.sha256(repr(array.metadata.to_dict()).encode())
+    prototype = default_buffer_prototype()
+    for key, *_ in _chunks(array, start, stop):
+        stored = sync(array.store_path.store.get(key, prototype))
+        digest.update(b"missing" if stored is None else stored.to_bytes())
+    return digest.hexdigest()
+
+
+def _chunks(array: Array, start: Shape, stop: Shape) -> Iterator[tuple[str, Shape, Shape]]:
+    """Store key and extent (cut to the block) of every chunk that the block touches."""
+    size = array.shards or array.chunks
+    ranges = [range(a // c, -(-b // c)) for a, b, c in zip(start, stop, size, strict=True)]
+    for index in itertools.product(*ranges):
+        low = tuple(max(i * c, a) for i, c, a in zip(index, size, start, strict=True))
+        high = tuple(min((i + 1) * c, b) for i, c, b in zip(index, size, stop, strict=True))
+        name = array.metadata.encode_chunk_key(index)
+        key = f"{array.store_path.path}/{name}" if array.store_path.path else name
+        yield key, (low[0], low[1], low[2]), (high[0], high[1], high[2])
+
+
+def _require(path: Path) -> None:
+    """Name the deepest folder there is and what it holds, where ``path`` is missing."""
+    if path.exists():
+        return
+    parent = path.parent
+    while not parent.exists():
+        parent = parent.parent
+    try:
+        found = sorted(p.name for p in parent.iterdir() if not p.name.startswith("."))[:12]
+    except OSError:
+        found = []
+    raise StoreError(
+        f"{path} does not exist", f"a zarr group; {parent} holds {', '.join(found) or 'nothing'}"
+    )
+
+
+def _line(error: Exception) -> str:
+    """One line of a library's message."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
