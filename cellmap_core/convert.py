@@ -24,7 +24,7 @@ from cellmap_core.crops_table import CropRow, write_crops_table
 from cellmap_core.datalist import CaseInfo, Datalist, Entry, write_datalist
 from cellmap_core.datasplit import CropRef, Datasplit, read_datasplit, read_test_manifest
 from cellmap_core.errors import CellmapError, CropExcluded, DatasplitError, OptionError, may_pass
-from cellmap_core.folds import FoldItem, assign_folds
+from cellmap_core.folds import with_folds
 from cellmap_core.grid import Grid
 from cellmap_core.label_table import PRESENT, LabelTable, States
 from cellmap_core.models import ConvertResult, Failure, Frozen, Mapper, serial
@@ -95,12 +95,15 @@ def convert(options: ConvertOptions, mapper: Mapper = serial) -> ConvertResult:
     write_crops_table(output / "crops.csv", rows)
     if converted:
         write_datalist(output / "datalist.json", _datalist(converted, table, options))
+    failed, excluded = _failures(rows, "failed"), _failures(rows, "excluded")
+    if options.on_bad_crop == "exclude":
+        failed, excluded = (), excluded + failed
     made = sum(not c.current or w for c, w in zip(converted, changed, strict=True))
     return ConvertResult(
         done=made,
         current=len(converted) - made,
-        failures=_failures(rows, "failed"),
-        excluded=_failures(rows, "excluded"),
+        failures=failed,
+        excluded=excluded,
         datalist=output / "datalist.json",
         crops_table=output / "crops.csv",
     )
@@ -238,39 +241,30 @@ def _jobs(crops: Sequence[ReadCrop], table: LabelTable) -> list[_LabelJob]:
 
 
 def _datalist(crops: Sequence[ReadCrop], table: LabelTable, options: ConvertOptions) -> Datalist:
-    training = [crop for crop in crops if crop.ref.split == "train"]
-    items = [
-        FoldItem(
-            name=crop.ref.name,
-            dataset=crop.ref.dataset,
-            present=combinations.present_classes(table.classes, crop.seen),
-        )
-        for crop in training
-    ]
-    folds, notes = assign_folds(items, options.num_fold, options.fold_by)
-    for note in notes:
-        logger.warning("folds: %s", note)
-    return Datalist(
+    datalist = Datalist(
         folder=options.output_dir,
         table=table,
-        training=tuple(_entry(c, table, options, folds[c.ref.name]) for c in training),
+        training=tuple(_entry(c, table, options) for c in crops if c.ref.split == "train"),
         testing=tuple(_entry(c, table, options) for c in crops if c.ref.split != "train"),
-        notes=notes,
     )
+    return with_folds(datalist, options.num_fold, options.fold_by)
 
 
-def _entry(
-    crop: ReadCrop, table: LabelTable, options: ConvertOptions, fold: int | None = None
-) -> Entry:
+def _entry(crop: ReadCrop, table: LabelTable, options: ConvertOptions) -> Entry:
     name = f"{crop.ref.stem}{nifti.suffix(options.compression)}"
-    annotated = tuple(i for i, c in enumerate(table.classes, start=1) if c in crop.annotated)
+    present = combinations.present_classes(table.classes, crop.seen)
+    annotated = _ids(table, crop.annotated)
     return Entry(
         image=f"images/{name}",
         label=f"labels/{name}" if annotated else None,
-        fold=fold,
         annotated_classes=annotated,
+        present_classes=tuple(i for i in _ids(table, present) if i in annotated),
         cellmap=crop.info,
     )
+
+
+def _ids(table: LabelTable, names: Sequence[str]) -> tuple[int, ...]:
+    return tuple(i for i, name in enumerate(table.classes, start=1) if name in names)
 
 
 def _failures(rows: Sequence[CropRow], status: str) -> tuple[Failure, ...]:

@@ -35,6 +35,8 @@ class Entry(Frozen):
     annotated_classes : tuple of int
         Ids (1..C) of the classes annotated in this crop. At every voxel of the crop all
         other classes are unknown, whatever the label id says.
+    present_classes : tuple of int
+        Ids of the classes present in this crop; what folds are balanced by.
     cellmap : CaseInfo
         Dataset, crop and geometry.
     """
@@ -43,6 +45,7 @@ class Entry(Frozen):
     label: str | None = None
     fold: int | None = None
     annotated_classes: tuple[int, ...] = ()
+    present_classes: tuple[int, ...] = ()
     cellmap: CaseInfo | None = None
 
     @property
@@ -181,6 +184,7 @@ def _entries(path: Path, rows: list[Any], everything: tuple[int, ...]) -> tuple[
         try:
             known = {k: v for k, v in row.items() if k in Entry.model_fields}
             known.setdefault("annotated_classes", everything)
+            known.setdefault("present_classes", known["annotated_classes"])
             entries.append(Entry.model_validate(known))
         except (ValidationError, AttributeError) as error:
             line = str(error).replace("\n", " ")

@@ -32,6 +32,9 @@ class CellmapError(Exception):
         self.expected = expected
         self.do = do
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self)!r})"
+
     def __str__(self) -> str:
         parts = [self.found]
         if self.expected:

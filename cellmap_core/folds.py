@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+from cellmap_core.datalist import Datalist, Entry, read_datalist, write_datalist
+from cellmap_core.errors import DatalistError
 from cellmap_core.models import Frozen
+
+logger = logging.getLogger(__name__)
 
 
 class FoldItem(Frozen):
@@ -55,6 +62,61 @@ def assign_folds(
             *notes,
         )
     return folds, notes
+
+
+def with_folds(datalist: Datalist, num_fold: int, by: str = "auto") -> Datalist:
+    """The same list with its training cases assigned to folds anew, and notes on them."""
+    items = [
+        FoldItem(
+            name=entry.name,
+            dataset=entry.cellmap.dataset if entry.cellmap else entry.name,
+            present=tuple(datalist.classes[i - 1] for i in entry.present_classes),
+        )
+        for entry in datalist.training
+    ]
+    folds, notes = assign_folds(items, num_fold, by)
+    for note in notes:
+        logger.warning("folds: %s", note)
+    training = tuple(e.model_copy(update={"fold": folds[e.name]}) for e in datalist.training)
+    return datalist.model_copy(update={"training": training, "notes": notes})
+
+
+def working_datalist(source: Path, work_dir: Path, num_fold: int, by: str = "auto") -> Path:
+    """Put the datalist that training uses into the work folder.
+
+    Folds of the source stand if there are as many as asked for; else they are assigned anew.
+    Later stages need the work folder alone.
+
+    Raises
+    ------
+    DatalistError
+        There are fewer training cases than folds.
+    """
+    datalist = read_datalist(source)
+    count = len(datalist.training)
+    if count < num_fold:
+        raise DatalistError(
+            f"{source} has {count} training {'crop' if count == 1 else 'crops'}",
+            f"at least one for each of {num_fold} folds",
+            f"set num_fold to {max(count, 2)} or less, or add crops",
+        )
+    if datalist.folds() != tuple(range(num_fold)):
+        logger.info("folds: %d in the datalist, %d asked for", len(datalist.folds()), num_fold)
+        datalist = with_folds(datalist, num_fold, by)
+    target = work_dir / "datalist.json"
+    moved = {
+        "training": tuple(_moved(e, datalist.folder, work_dir) for e in datalist.training),
+        "testing": tuple(_moved(e, datalist.folder, work_dir) for e in datalist.testing),
+    }
+    write_datalist(target, datalist.model_copy(update=moved))
+    return target
+
+
+def _moved(entry: Entry, old: Path, new: Path) -> Entry:
+    def relative(name: str | None) -> str | None:
+        return None if name is None else os.path.relpath(old / name, new.resolve())
+
+    return entry.model_copy(update={"image": relative(entry.image), "label": relative(entry.label)})
 
 
 def _place(groups: Mapping[str, list[FoldItem]], count: int) -> dict[str, int]:

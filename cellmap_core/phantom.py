@@ -156,9 +156,9 @@ def tissue(specimen: Specimen, grid: Grid) -> dict[str, NDArray[np.bool_]]:
     nuc = _ellipsoid(position, off_centre, extent * (0.26, 0.22, 0.2))
     nucleo = _ellipsoid(position, middle - np.array([0, 0, 0.1 * extent[2]]), extent * 0.09)
     mito = np.zeros(grid.shape_vox, bool)
-    for _ in range(40):
+    for _ in range(90):
         centre = middle + random.uniform(-0.42, 0.42, 3) * extent
-        mito |= _ellipsoid(position, centre, random.uniform(28, 64, 3))
+        mito |= _ellipsoid(position, centre, random.uniform(36, 72, 3))
     mito &= cell & ~_ellipsoid(position, off_centre, extent * 0.29)
     return {"cell": cell, "nuc": nuc & cell, "nucleo": nucleo & nuc & cell, "mito": mito}
 
