@@ -131,6 +131,18 @@ def plan(options: ConvertOptions) -> tuple[Datasplit, tuple[str, ...]]:
     return datasplit, tuple(dict.fromkeys(options.classes))
 
 
+def check_crop_count(options: ConvertOptions) -> None:
+    """Refuse a datasplit with fewer crops to train on than folds, before anything is read."""
+    datasplit, _ = plan(options)
+    count = sum(crop.split == "train" for crop in _chosen(datasplit, options))
+    if count < options.num_fold:
+        raise DatasplitError(
+            f"{options.datasplit} has {count} crops to train on",
+            f"at least one for each of {options.num_fold} folds",
+            f"set num_fold to {max(count, 2)} or less, or add crops",
+        )
+
+
 def read_crop(ref: CropRef, classes: tuple[str, ...], options: ConvertOptions) -> ReadCrop:
     """Read one crop: write its image, code its labels. Bad input never raises; the row tells."""
     try:

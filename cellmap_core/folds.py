@@ -81,6 +81,19 @@ def with_folds(datalist: Datalist, num_fold: int, by: str = "auto") -> Datalist:
     return datalist.model_copy(update={"training": training, "notes": notes})
 
 
+def check_fold_count(source: Path, num_fold: int) -> Datalist:
+    """Read a datalist, refusing one with fewer crops to train on than folds."""
+    datalist = read_datalist(source)
+    count = len(datalist.training)
+    if count < num_fold:
+        raise DatalistError(
+            f"{source} has {count} crops to train on",
+            f"at least one for each of {num_fold} folds",
+            f"set num_fold to {max(count, 2)} or less, or add crops",
+        )
+    return datalist
+
+
 def working_datalist(source: Path, work_dir: Path, num_fold: int, by: str = "auto") -> Path:
     """Put the datalist that training uses into the work folder.
 
@@ -92,14 +105,7 @@ def working_datalist(source: Path, work_dir: Path, num_fold: int, by: str = "aut
     DatalistError
         There are fewer training cases than folds.
     """
-    datalist = read_datalist(source)
-    count = len(datalist.training)
-    if count < num_fold:
-        raise DatalistError(
-            f"{source} has {count} training {'crop' if count == 1 else 'crops'}",
-            f"at least one for each of {num_fold} folds",
-            f"set num_fold to {max(count, 2)} or less, or add crops",
-        )
+    datalist = check_fold_count(source, num_fold)
     if datalist.folds() != tuple(range(num_fold)):
         logger.info("folds: %d in the datalist, %d asked for", len(datalist.folds()), num_fold)
         datalist = with_folds(datalist, num_fold, by)

@@ -52,6 +52,15 @@ class StageResult(Frozen):
         """Whether this run found everything made already."""
         return self.done == 0 and not self.failures and self.current > 0
 
+    def and_then(self, *others: StageResult) -> StageResult:
+        """The sum of this and other stages' results."""
+        everything = (self, *others)
+        return StageResult(
+            done=sum(r.done for r in everything),
+            current=sum(r.current for r in everything),
+            failures=tuple(f for r in everything for f in r.failures),
+        )
+
     def tally(self) -> str:
         """One line for logs and states: how many were made, current and failed."""
         if self.up_to_date:

@@ -83,7 +83,7 @@ class _WorkOptions(Frozen):
         Path("auto3dseg/work_dir"), description="where reports, bundles and predictions go"
     )
     datalist: Path | None = Field(
-        None, description="datalist.json (default: the one in output_dir, where there is one)"
+        None, description="datalist.json (default: what an earlier stage left)"
     )
 
 

@@ -1,0 +1,46 @@
+# Two commands on a fresh machine with git, make and python3-venv: make run, make test.
+# Recipes name files relative to this folder, so spaces in the path to it do no harm.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help setup run up down test lint types bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make run    set up, then run the whole pipeline on a small synthetic data set"
+	@echo "make test   set up, then lint, check types and run all tests"
+	@echo "make up     keep the service (server, work pool, worker) running; make down ends it"
+	@echo "make lint   ruff;  make types   mypy;  make clean   remove the environment and work/"
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info[:2] == (3, 11) else "Python 3.11 is needed, found " + sys.version.split()[0] + "; name one: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $(STAMP)
+
+run: $(STAMP)
+	$(BIN)/python -m deployments.local run
+
+up: $(STAMP)
+	$(BIN)/python -m deployments.local up
+
+down: $(STAMP)
+	$(BIN)/python -m deployments.local down
+
+lint: $(STAMP)
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/python -m mypy
+
+test: lint types
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf $(VENV) work

@@ -1,0 +1,30 @@
+"""Analyze: statistics of all cases and what they mean; needs no server."""
+
+from __future__ import annotations
+
+import sys
+
+from cellmap_core.datalist import read_datalist
+from cellmap_core.models import AnalyzeResult
+from cellmap_core.options import AnalyzeOptions
+from cellmap_core.work import datalist_of
+from flows.house import auto3dseg, shell
+from tasks.analyze import analyze_cases
+
+
+def check(options: AnalyzeOptions) -> None:
+    """Refuse a datalist that is not there or cannot be read."""
+    read_datalist(datalist_of(options.datalist))
+
+
+def run(options: AnalyzeOptions) -> AnalyzeResult:
+    """Analyse every case of the datalist."""
+    datalist = datalist_of(options.datalist)
+    state = analyze_cases(datalist, options.work_dir, options.do_ccp, return_state=True)
+    return state.result()
+
+
+analyze = auto3dseg(AnalyzeOptions, check)(run)
+
+if __name__ == "__main__":
+    sys.exit(shell(analyze, AnalyzeOptions, check))

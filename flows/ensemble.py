@@ -1,0 +1,28 @@
+"""Ensemble: predict the testing cases with all trained models together."""
+
+from __future__ import annotations
+
+import sys
+
+from cellmap_core.models import EnsembleResult
+from cellmap_core.options import EnsembleOptions
+from cellmap_core.work import bundles_of, working_datalist_of
+from flows.house import auto3dseg, shell
+from tasks.ensemble import ensemble_models
+
+
+def check(options: EnsembleOptions) -> tuple[BundleRef, ...]:
+    """The models to use; refuse what was not generated."""
+    return bundles_of(options.work_dir, options.algos, options.num_fold, options.folds)
+
+
+def run(options: EnsembleOptions) -> EnsembleResult:
+    """Predict every testing case of the datalist."""
+    datalist = options.datalist or working_datalist_of(options.work_dir)
+    return ensemble_models(datalist, options.work_dir, check(options), return_state=True).result()
+
+
+ensemble = auto3dseg(EnsembleOptions, check)(run)
+
+if __name__ == "__main__":
+    sys.exit(shell(ensemble, EnsembleOptions, check))

@@ -1,0 +1,33 @@
+"""Generate: one Auto3DSeg bundle for each algorithm and fold, from the statistics."""
+
+from __future__ import annotations
+
+import sys
+
+from cellmap_core.bundles.names import check_algos
+from cellmap_core.folds import check_fold_count
+from cellmap_core.models import GenerateResult
+from cellmap_core.options import GenerateOptions
+from cellmap_core.work import datalist_of, datastats_of
+from flows.house import auto3dseg, shell
+from tasks.generate import generate_bundles
+
+
+def check(options: GenerateOptions) -> None:
+    """Refuse unknown algorithms, too few crops for the folds, and a work folder not analysed."""
+    check_algos(options.algos, options.templates)
+    check_fold_count(datalist_of(options.datalist), options.num_fold)
+    datastats_of(options.work_dir)
+
+
+def run(options: GenerateOptions) -> GenerateResult:
+    """Generate the bundles that are missing or made from other inputs."""
+    datalist, datastats = datalist_of(options.datalist), datastats_of(options.work_dir)
+    state = generate_bundles(datalist, datastats, options.work_dir, options, return_state=True)
+    return state.result()
+
+
+generate = auto3dseg(GenerateOptions, check)(run)
+
+if __name__ == "__main__":
+    sys.exit(shell(generate, GenerateOptions, check))

@@ -1,0 +1,182 @@
+"""The house's Prefect flow: flat parameters from an option model, one end state, one shell.
+
+Every flow is named ``auto3dseg``; the deployments (``full``, ``convert``, …) tell them apart.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+# Read by Prefect when it is imported: the library's log lines belong to the run.
+os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "cellmap_core")
+os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
+os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+
+from prefect import Flow, State
+from prefect import flow as prefect_flow
+from prefect.context import FlowRunContext
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Completed, Failed
+from pydantic import Field
+
+from cellmap_core import command_line
+from cellmap_core.errors import CellmapError, IncompleteError
+from cellmap_core.models import Frozen, StageResult
+from tasks.fanout import task_runner
+
+M = TypeVar("M", bound=Frozen)
+
+# A first start migrates the database, which takes longer than Prefect waits by default.
+_START_SECONDS = 180
+_DRAIN_SECONDS = 10
+
+
+def auto3dseg(
+    model: type[M], check: Callable[[M], object]
+) -> Callable[[Callable[[M], StageResult]], Flow[..., Any]]:
+    """Make a flow ``auto3dseg`` of a function of one option model.
+
+    ``check`` refuses options that cannot work before anything is made.
+
+    The flow's parameters are the model's fields (and ``config``, a YAML file of them), so the
+    names, types, defaults and help are the same in the UI, in a deployment and on the command
+    line. It ends Completed, or Failed with one message that lists what failed.
+    """
+
+    def decorate(run: Callable[[M], StageResult]) -> Flow[..., Any]:
+        @functools.wraps(run)
+        def body(**parameters: Any) -> State[Any]:
+            try:
+                options = _options(model, parameters)
+                check(options)
+                return _end_state(run(options))
+            except CellmapError as error:
+                return Failed(message=str(error), data=error)
+
+        body.__signature__ = _signature(model)  # type: ignore[attr-defined]
+        return prefect_flow(body, name="auto3dseg", task_runner=task_runner())
+
+    return decorate
+
+
+def shell(
+    flow: Flow[..., Any],
+    model: type[M],
+    check: Callable[[M], object],
+    arguments: list[str] | None = None,
+) -> int:
+    """Run a flow from a command line, with no server needed.
+
+    Returns
+    -------
+    int
+        0 done; 1 something failed (listed); 2 the command line or its files are wrong.
+    """
+    program = f"python flows/{Path(sys.argv[0]).name}"
+    try:
+        options = command_line.parse(
+            model, sys.argv[1:] if arguments is None else arguments, program
+        )
+        check(options)
+    except CellmapError as error:
+        return command_line.fail(error, error.exit_code)
+    # Prefect keeps the library's lines for its server; a shell user wants to see them too.
+    logging.getLogger("cellmap_core").propagate = True
+    with _api():
+        state = flow(**dict(options), return_state=True)
+    return _report(state)
+
+
+def _report(state: State[Any]) -> int:
+    if state.is_completed():
+        print(state.message)
+        return 0
+    outcome = state.result(raise_on_failure=False)
+    if isinstance(outcome, CellmapError):
+        return command_line.fail(outcome, outcome.exit_code)
+    return command_line.fail(Exception(state.message), 1)
+
+
+def _options(model: type[M], parameters: dict[str, Any]) -> M:
+    config = parameters.pop(command_line.CONFIG, None)
+    if config is None:
+        return command_line.merge(model, parameters, None)
+    return command_line.merge(model, _explicit(model, parameters), Path(config))
+
+
+def _explicit(model: type[Frozen], parameters: dict[str, Any]) -> dict[str, Any]:
+    """The parameters somebody gave, as opposed to the defaults Prefect filled in."""
+    context = FlowRunContext.get()
+    if context and context.flow_run and context.flow_run.deployment_id:
+        given = set(context.flow_run.parameters)
+        return {name: value for name, value in parameters.items() if name in given}
+    defaults = model()
+    return {n: v for n, v in parameters.items() if v != getattr(defaults, n)}
+
+
+def _end_state(result: StageResult) -> State[Any]:
+    if result.failures:
+        listed = "; ".join(f"{f.item}: {f.reason}" for f in result.failures)
+        error = IncompleteError(f"{result.tally()} - {listed}")
+        return Failed(message=str(error), data=error)
+    name = "Cached" if result.up_to_date else None
+    return Completed(name=name, message=result.tally(), data=result)
+
+
+def _signature(model: type[Frozen]) -> inspect.Signature:
+    fields = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=field.get_default(call_default_factory=True),
+            annotation=Annotated[
+                field.annotation, *field.metadata, Field(description=field.description)
+            ],
+        )
+        for name, field in model.model_fields.items()
+    ]
+    config = inspect.Parameter(
+        command_line.CONFIG,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[Path | None, Field(description="YAML file of options")],
+    )
+    return inspect.Signature([*fields, config])
+
+
+@contextmanager
+def _api() -> Iterator[None]:
+    """Use the Prefect server that is configured, else a temporary one for this run.
+
+    The cluster's workers are processes of their own: left to themselves each would start a
+    temporary server too, so they are told of this one.
+    """
+    if PREFECT_API_URL.value():
+        yield
+        return
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+    from prefect.server.api.server import SubprocessASGIServer
+
+    with contextlib.ExitStack() as stack:
+        server = SubprocessASGIServer()
+        server.start(timeout=_START_SECONDS)
+        stack.callback(server.stop)
+        os.environ["PREFECT_API_URL"] = server.api_url
+        try:
+            with temporary_settings({PREFECT_API_URL: server.api_url}):
+                yield
+        finally:
+            del os.environ["PREFECT_API_URL"]
+            # What is still queued for the server would wait for it long after it stopped.
+            APILogWorker.drain_all(timeout=_DRAIN_SECONDS)
+            EventsWorker.drain_all(timeout=_DRAIN_SECONDS)

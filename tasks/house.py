@@ -1,0 +1,77 @@
+"""The house's Prefect task: what it retries, what it logs, and how it says "nothing to do"."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+from prefect import Task
+from prefect import task as prefect_task
+from prefect.cache_policies import NO_CACHE
+from prefect.states import Completed
+
+from cellmap_core.errors import CellmapError, may_pass
+from cellmap_core.models import StageResult
+
+P = ParamSpec("P")
+R = TypeVar("R", bound=StageResult)
+
+RETRIES = 3
+RETRY_DELAYS_SECONDS = [5, 20, 60]
+
+
+def house_task(name: str, *, run_name: str | None = None) -> Callable[[Callable[P, R]], Task[P, R]]:
+    """Make a Prefect task of a function that returns a stage result.
+
+    It retries with backoff what may pass: I/O, connections, a training process ended from
+    outside, a lost worker. Bad input fails at once, and without a traceback: the message of
+    our own errors says it all.
+
+    Prefect's cache is off. What is done is known from the files' receipts alone, so a task
+    whose files were deleted runs again, and one killed at any point goes on where it was; a
+    run that finds everything current ends in the state ``Cached`` and publishes its artifacts
+    all the same.
+    """
+
+    def decorate(function: Callable[P, R]) -> Task[P, R]:
+        @functools.wraps(function)
+        def run(*args: P.args, **kwargs: P.kwargs) -> Any:
+            result = function(*args, **kwargs)
+            state = "Cached" if result.up_to_date else None
+            return Completed(name=state, message=result.tally(), data=result)
+
+        return prefect_task(
+            run,
+            name=name,
+            task_run_name=run_name,
+            retries=RETRIES,
+            retry_delay_seconds=RETRY_DELAYS_SECONDS,
+            retry_condition_fn=_retry,
+            cache_policy=NO_CACHE,
+            persist_result=False,
+        )
+
+    return decorate
+
+
+def _retry(_task: Any, _run: Any, state: Any) -> bool:
+    try:
+        state.result()
+    except Exception as error:  # noqa: BLE001 - whatever the task raised is what we judge
+        return may_pass(error)
+    return False
+
+
+class _OneLine(logging.Filter):
+    """Drops the traceback of our own errors, whose message says what to do."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info and isinstance(record.exc_info[1], CellmapError):
+            record.exc_info = None
+        return True
+
+
+for _name in ("prefect.task_runs", "prefect.flow_runs"):
+    logging.getLogger(_name).addFilter(_OneLine())
