@@ -20,10 +20,17 @@ from cellmap_core import combinations, nifti
 from cellmap_core.classes import KNOWN, suggest
 from cellmap_core.combinations import CODE_DTYPE, Coder
 from cellmap_core.crop import Crop, open_crop
-from cellmap_core.crops_table import CropRow, write_crops_table
+from cellmap_core.crops_table import CropRow, Status, write_crops_table
 from cellmap_core.datalist import CaseInfo, Datalist, Entry, write_datalist
 from cellmap_core.datasplit import CropRef, Datasplit, read_datasplit, read_test_manifest
-from cellmap_core.errors import CellmapError, CropExcluded, DatasplitError, OptionError, may_pass
+from cellmap_core.errors import (
+    CellmapError,
+    CropExcluded,
+    DatasplitError,
+    IncompleteError,
+    OptionError,
+    may_pass,
+)
 from cellmap_core.folds import with_folds
 from cellmap_core.grid import Grid
 from cellmap_core.label_table import PRESENT, LabelTable, States
@@ -93,8 +100,10 @@ def convert(options: ConvertOptions, mapper: Mapper = serial) -> ConvertResult:
     )
     rows = [*(crop.row for crop in crops), *(CropRow.of_bad_row(b) for b in datasplit.bad_rows)]
     write_crops_table(output / "crops.csv", rows)
-    if converted:
-        write_datalist(output / "datalist.json", _datalist(converted, table, options))
+    if not converted:
+        listed = "; ".join(f"{row.dataset}/{row.crop} {row.status}: {row.reason}" for row in rows)
+        raise IncompleteError(f"no crop could be converted - {listed}")
+    write_datalist(output / "datalist.json", _datalist(converted, table, options))
     failed, excluded = _failures(rows, "failed"), _failures(rows, "excluded")
     if options.on_bad_crop == "exclude":
         failed, excluded = (), excluded + failed
@@ -148,14 +157,12 @@ def read_crop(ref: CropRef, classes: tuple[str, ...], options: ConvertOptions) -
     try:
         crop = open_crop(ref, classes, options)
         return _read_open_crop(crop, classes, options)
-    except CropExcluded as error:
-        return ReadCrop(ref=ref, row=CropRow.of_ref(ref, "excluded", str(error)))
-    except CellmapError as error:
-        return ReadCrop(ref=ref, row=CropRow.of_ref(ref, "failed", str(error)))
-    except OSError as error:
+    except (CellmapError, OSError) as error:
         if may_pass(error):
             raise
-        return ReadCrop(ref=ref, row=CropRow.of_ref(ref, "failed", str(error)))
+        status: Status = "excluded" if isinstance(error, CropExcluded) else "failed"
+        _discard(ref, options)
+        return ReadCrop(ref=ref, row=CropRow.of_ref(ref, status, str(error)))
 
 
 def write_label(job: _LabelJob, output: Path, options: ConvertOptions) -> bool:
@@ -205,6 +212,20 @@ def _read_open_crop(crop: Crop, classes: tuple[str, ...], options: ConvertOption
         key=key,
         current=receipt is not None,
     )
+
+
+def _discard(ref: CropRef, options: ConvertOptions) -> None:
+    """Remove what an earlier run or half of this one left of a crop that is not converted."""
+    output, name = options.output_dir, f"{ref.stem}{nifti.suffix(options.compression)}"
+    cache = output / ".cache"
+    for path in (
+        cache / f"{ref.stem}.crop.json",
+        cache / f"{ref.stem}.label.json",
+        _coded_path(output, ref.stem),
+        output / "images" / name,
+        output / "labels" / name,
+    ):
+        path.unlink(missing_ok=True)
 
 
 def _write_crop(

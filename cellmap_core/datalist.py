@@ -13,6 +13,9 @@ from cellmap_core.label_table import LabelTable
 from cellmap_core.models import Frozen
 from cellmap_core.provenance import write_json
 
+# Fields of an entry that hold class ids.
+_ID_FIELDS = ("annotated_classes", "present_classes")
+
 
 class CaseInfo(Frozen):
     """Where a case comes from. Kept as one object: MONAI joins a folder onto bare strings."""
@@ -103,12 +106,21 @@ class Datalist(Frozen):
     def to_json(self) -> dict[str, Any]:
         """The document as it is written."""
         return {
-            "training": [e.model_dump(mode="json", exclude_none=True) for e in self.training],
-            "testing": [e.model_dump(mode="json", exclude_none=True) for e in self.testing],
+            "training": [self._row(e) for e in self.training],
+            "testing": [self._row(e) for e in self.testing],
             "class_names": self.table.groups(),
             "label_table": self.table.to_json(),
             "notes": list(self.notes),
         }
+
+    def _row(self, entry: Entry) -> dict[str, Any]:
+        """An entry as written. Ids go as ``{name: id}``: MONAI's ``datafold_read`` takes every
+        item of a list for a path and stops at a number.
+        """
+        row = entry.model_dump(mode="json", exclude_none=True)
+        for key in _ID_FIELDS:
+            row[key] = {self.classes[i - 1]: i for i in row[key]}
+        return row
 
 
 def write_datalist(path: Path, datalist: Datalist) -> None:
@@ -183,6 +195,9 @@ def _entries(path: Path, rows: list[Any], everything: tuple[int, ...]) -> tuple[
     for number, row in enumerate(rows):
         try:
             known = {k: v for k, v in row.items() if k in Entry.model_fields}
+            for key in _ID_FIELDS:
+                if isinstance(known.get(key), dict):
+                    known[key] = tuple(known[key].values())
             known.setdefault("annotated_classes", everything)
             known.setdefault("present_classes", known["annotated_classes"])
             entries.append(Entry.model_validate(known))

@@ -83,10 +83,10 @@ def write_volume(path: Path, grid: Grid, volume: NDArray[Any]) -> None:
 def read_grid(path: Path) -> Grid:
     """Shape, voxel size and translation in nm of a file, from its header alone."""
     header, affine, _ = _load_header(path)
-    shape = header.get_data_shape()[:3]
+    shape = _shape_zyx(path, header)
     voxel = np.abs(np.linalg.norm(affine[:3, :3], axis=0))
     return Grid(
-        shape_vox=(int(shape[2]), int(shape[1]), int(shape[0])),
+        shape_vox=shape,
         voxel_nm=(float(voxel[2]), float(voxel[1]), float(voxel[0])),
         translation_nm=(float(affine[2, 3]), float(affine[1, 3]), float(affine[0, 3])),
     )
@@ -158,7 +158,13 @@ def _load_header(path: Path) -> tuple[Any, NDArray[np.float64], int]:
         raise NiftiError(f"no file {path}", "a .nii or .nii.gz file", "convert the crop again")
     try:
         image = cast("Any", nib.load(path))
-    except (nib.filebasedimages.ImageFileError, OSError, EOFError, zlib.error) as error:
+    except (
+        nib.filebasedimages.ImageFileError,
+        nib.spatialimages.HeaderDataError,
+        OSError,
+        EOFError,
+        zlib.error,
+    ) as error:
         raise NiftiError(
             f"{path} is not readable NIfTI ({error})", "a whole NIfTI-1 file"
         ) from error

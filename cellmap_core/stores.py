@@ -61,8 +61,13 @@ def open_array(group: zarr.Group, location: str, name: str) -> Array:
 
 
 def children(group: zarr.Group) -> tuple[str, ...]:
-    """Names of what a group holds, sorted."""
-    return tuple(sorted(name for name, _ in group.members()))
+    """Names of what a group holds, sorted; the metadata of each are read."""
+    try:
+        return tuple(sorted(name for name, _ in group.members()))
+    except Exception as error:
+        raise MetadataError(
+            f"{group.store_path} holds bad metadata ({_line(error)})", "zarr groups and arrays"
+        ) from error
 
 
 def read(array: Array, start: Shape, stop: Shape) -> NDArray[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from cellmap_core.models import EnsembleResult
+from cellmap_core.models import BundleRef, EnsembleResult
 from cellmap_core.options import EnsembleOptions
 from cellmap_core.work import bundles_of, working_datalist_of
 from flows.house import auto3dseg, shell

@@ -10,9 +10,9 @@ from prefect import get_run_logger
 
 from cellmap_core.bundles.names import check_algos
 from cellmap_core.convert import check_crop_count
-from cellmap_core.errors import OptionError
+from cellmap_core.errors import CellmapError, OptionError
 from cellmap_core.folds import check_fold_count
-from cellmap_core.models import ConvertResult, StageResult
+from cellmap_core.models import ConvertResult, Failure, StageResult
 from cellmap_core.options import MODELS, FullOptions
 from cellmap_core.work import datalist_of
 from flows import analyze, convert, ensemble, generate, train
@@ -50,7 +50,12 @@ def run(options: FullOptions) -> StageResult:
         stages.remove("convert")
     results: list[StageResult] = []
     for stage in stages:
-        results.append(STAGES[stage].run(_for(stage, options)))
+        try:
+            results.append(STAGES[stage].run(_for(stage, options)))
+        except CellmapError as error:
+            # What failed before must be told too, so the stage joins the list and ends the run.
+            results.append(StageResult(failures=(Failure(item=stage, reason=str(error)),)))
+            break
         get_run_logger().info("%s: %s", stage, results[-1].tally())
         if isinstance(results[-1], ConvertResult):
             options = options.model_copy(update={"datalist": results[-1].datalist})

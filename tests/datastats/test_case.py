@@ -1,0 +1,172 @@
+"""One case: hand-computed truth, three states, and what MONAI gets wrong."""
+
+import numpy as np
+import pytest
+
+from cellmap_core.datastats.case import case_statistics
+from cellmap_core.datastats.components import Components
+from cellmap_core.datastats.distribution import Distribution
+from cellmap_core.errors import NiftiError, StatisticsError
+from cellmap_core.label_table import PRESENT, UNKNOWN
+
+
+def stats_of(data, entry, do_ccp=False):
+    return case_statistics(entry, data.folder, data.table, do_ccp)
+
+
+def test_geometry_is_x_y_z_in_the_header_unit(new_data_set):
+    data = new_data_set()
+    entry = data.add("c", np.ones((2, 3, 4), np.uint8), np.zeros((2, 3, 4), np.uint8))
+    image = stats_of(data, entry)["image_stats"]
+    assert image["shape"] == [[4, 3, 2]]
+    assert image["spacing"] == [8.0, 6.0, 4.0]
+    assert image["sizemm"] == [32.0, 18.0, 8.0]
+    assert image["channels"] == 1
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_every_axis_is_cropped_and_zeros_inside_count(new_data_set, dtype):
+    image = np.zeros((6, 7, 8), dtype)
+    image[2:5, 1:6, 3:5] = 10
+    image[3, 3, 3] = 0
+    data = new_data_set()
+    entry = data.add("c", image, np.zeros(image.shape, np.uint8))
+    stats = stats_of(data, entry)["image_stats"]
+    assert stats["cropped_shape"] == [[2, 5, 3]]
+    intensity = stats["intensity"][0]
+    assert intensity["mean"] == pytest.approx(10 * 29 / 30)
+    assert intensity["min"] == 0
+
+
+def test_median_is_the_lower_one_and_deviation_that_of_the_population():
+    ops = Distribution.of_samples(np.array([1.0, 2.0, 3.0, 10.0])).ops()
+    assert ops["median"] == 2.0
+    assert ops["stdev"] == pytest.approx(np.std([1, 2, 3, 10]))
+    assert ops["percentile"] == pytest.approx(np.percentile([1, 2, 3, 10], [0.5, 10, 90, 99.5]))
+    assert ops["percentile_90_0"] == ops["percentile"][2]
+
+
+def test_blank_case_keeps_its_row(new_data_set):
+    data = new_data_set()
+    entry = data.add("c", np.zeros((3, 4, 5), np.uint8), np.zeros((3, 4, 5), np.uint8))
+    stats = stats_of(data, entry, do_ccp=True)
+    assert stats["image_stats"]["cropped_shape"] == [[5, 4, 3]]
+    assert stats["image_stats"]["intensity"][0]["max"] == 0
+    assert stats["image_foreground_stats"]["intensity"] == []
+    assert stats["label_stats"]["labels"] == [0]
+    assert stats["label_stats"]["label"][0]["ncomponents"] == 1
+
+
+def test_constant_image(new_data_set):
+    data = new_data_set()
+    label = np.zeros((3, 4, 5), np.uint8)
+    label[0] = 2
+    stats = stats_of(data, data.add("c", np.full((3, 4, 5), 9, np.uint8), label))
+    intensity = stats["label_stats"]["label"][1]["image_intensity"][0]
+    assert intensity["stdev"] == 0
+    assert set(intensity["percentile"]) == {9.0}
+
+
+def test_three_states(new_data_set):
+    # Id 3: a present and b unknown. Id 4: b unknown, nothing present.
+    data = new_data_set(("a", "b"), [(PRESENT, UNKNOWN), (0, UNKNOWN)])
+    label = np.array([0, 0, 0, 1, 1, 2, 3, 4, 4, 4], np.uint8).reshape(1, 2, 5)
+    image = (np.arange(10, dtype=np.uint8) + 1).reshape(1, 2, 5)
+    stats = stats_of(data, data.add("c", image, label))
+    a, b = stats["class_stats"]
+    assert (a["present"], a["absent"], a["unknown"]) == (3, 7, 0)
+    assert a["known_fraction"] == 1
+    assert a["foreground_percentage"] == pytest.approx(0.3)
+    assert a["image_intensity"][0]["mean"] == pytest.approx((4 + 5 + 7) / 3)
+    assert (b["present"], b["absent"], b["unknown"]) == (1, 5, 4)
+    assert b["known_fraction"] == pytest.approx(0.6)
+    assert b["foreground_percentage"] == pytest.approx(1 / 6)
+    # Where nothing is known to be present there is no foreground: id 4 is left out.
+    foreground = stats["image_foreground_stats"]["intensity"][0]
+    assert foreground["mean"] == pytest.approx((4 + 5 + 6 + 7) / 4)
+
+
+def test_unannotated_class_gives_nothing(new_data_set):
+    data = new_data_set()
+    label = np.array([0, 1, 2, 2], np.uint8).reshape(1, 2, 2)
+    image = np.array([1, 10, 50, 50], np.uint8).reshape(1, 2, 2)
+    stats = stats_of(data, data.add("c", image, label, annotated=[1]))
+    assert [r["name"] for r in stats["class_stats"]] == ["a"]
+    assert stats["image_foreground_stats"]["intensity"][0]["max"] == 10
+
+
+def test_class_unknown_everywhere_has_no_fraction(new_data_set):
+    data = new_data_set(("a",), [(UNKNOWN,)])
+    entry = data.add("c", np.ones((2, 2, 2), np.uint8), np.full((2, 2, 2), 2, np.uint8))
+    (row,) = stats_of(data, entry)["class_stats"]
+    assert row["foreground_percentage"] is None
+    assert row["image_intensity"] == []
+    assert row["known_fraction"] == 0
+
+
+@pytest.mark.parametrize("thickness", [1, 2, 5, 100])
+def test_components_do_not_depend_on_the_slabs(blobs, thickness):
+    labels = blobs((20, 15, 18), 4)
+    whole, sliced = Components(), Components()
+    whole.add(labels)
+    for start in range(0, len(labels), thickness):
+        sliced.add(labels[start : start + thickness])
+    ours, expected = sliced.shapes(), whole.shapes()
+    assert {i: sorted(b) for i, b in ours.items()} == {i: sorted(b) for i, b in expected.items()}
+
+
+def test_components_touch_by_corners():
+    labels = np.zeros((2, 2, 2), np.uint8)
+    labels[0, 0, 0] = labels[1, 1, 1] = 5
+    labels[0, 1, 1] = 7
+    found = Components()
+    found.add(labels[:1])
+    found.add(labels[1:])
+    assert found.shapes() == {0: [[2, 2, 2]], 5: [[2, 2, 2]], 7: [[1, 1, 1]]}
+
+
+def test_ids_beyond_255(new_data_set):
+    data = new_data_set(tuple(f"c{i}" for i in range(299)))
+    label = np.array([0, 255, 256, 299], np.uint16).reshape(1, 2, 2)
+    entry = data.add("c", np.full((1, 2, 2), 3, np.uint8), label)
+    assert stats_of(data, entry, do_ccp=True)["label_stats"]["labels"] == [0, 255, 256, 299]
+
+
+def test_labels_of_another_type_are_taken_when_whole(new_data_set):
+    data = new_data_set()
+    label = np.array([0, 1, 2, 2], np.float32).reshape(1, 2, 2)
+    image = np.ones((1, 2, 2), np.uint8)
+    assert stats_of(data, data.add("c", image, label))["label_stats"]["labels"] == [0, 1, 2]
+    with pytest.raises(StatisticsError, match="whole numbers"):
+        stats_of(data, data.add("d", image, label / 2))
+    with pytest.raises(StatisticsError, match="ids from -1"):
+        stats_of(data, data.add("e", image, label.astype(np.int16) - 1))
+
+
+def test_faults_are_named(new_data_set):
+    data = new_data_set()
+    ones = np.ones((2, 3, 4), np.uint8)
+    with pytest.raises(StatisticsError, match="ids 0 to 2"):
+        stats_of(data, data.add("id", ones, ones * 3))
+    broken = ones.astype(np.float32)
+    broken[0, 0, 0] = np.nan
+    with pytest.raises(StatisticsError, match="NaN"):
+        stats_of(data, data.add("nan", broken, ones))
+    with pytest.raises(StatisticsError, match="differ in shape"):
+        stats_of(data, data.add("shape", ones, ones[:, :, :3]))
+    with pytest.raises(StatisticsError, match="annotated_classes"):
+        stats_of(data, data.add("class", ones, ones, annotated=[7]))
+    entry = data.add("cut", np.arange(24, dtype=np.uint8).reshape(2, 3, 4), ones)
+    whole = (data.folder / entry.image).read_bytes()
+    (data.folder / entry.image).write_bytes(whole[:-20])
+    with pytest.raises(NiftiError):
+        stats_of(data, entry)
+
+
+def test_image_and_label_apart(new_data_set):
+    data = new_data_set()
+    ones = np.ones((2, 3, 4), np.uint8)
+    near = data.add("near", ones, ones)
+    far = data.add("far", ones, ones, voxel_nm=(16.0, 16.0, 16.0))
+    with pytest.raises(StatisticsError, match="lie apart"):
+        stats_of(data, near.model_copy(update={"label": far.label}))

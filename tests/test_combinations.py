@@ -1,0 +1,75 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cellmap_core.combinations import Coder, present_classes, shared_table
+from cellmap_core.datalist import read_datalist
+from cellmap_core.errors import DatalistError
+from cellmap_core.label_table import ABSENT, PRESENT, UNKNOWN, LabelTable
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 60), st.integers(0, 2**32 - 1))
+def test_nothing_is_lost_for_any_number_of_classes(count, seed):
+    states = np.random.default_rng(seed).integers(0, 3, (count, 4, 5, 6)).astype(np.uint8)
+    coder = Coder()
+    coded = np.concatenate([coder.encode(states[:, :2]), coder.encode(states[:, 2:])])
+    table = np.array(coder.seen, np.uint8)
+    assert np.array_equal(np.moveaxis(table[coded], -1, 0), states)
+    assert len(set(coder.seen)) == len(coder.seen)
+
+
+def test_ids_are_background_then_classes_then_combinations():
+    both, hidden = (PRESENT, PRESENT), (UNKNOWN, ABSENT)
+    table = shared_table(("cell", "nuc"), [[(ABSENT, ABSENT), hidden], [both, (ABSENT, PRESENT)]])
+    assert [(c.id, c.present, c.unknown) for c in table.combinations] == [
+        (0, (), ()),
+        (1, ("cell",), ()),
+        (2, ("nuc",), ()),
+        (3, (), ("cell",)),
+        (4, ("cell", "nuc"), ()),
+    ]
+    assert table.groups() == [{"name": "cell", "index": [1, 4]}, {"name": "nuc", "index": [2, 4]}]
+    assert table.states()[4].tolist() == [PRESENT, PRESENT]
+
+
+def test_crops_added_at_the_end_leave_earlier_ids():
+    first = [[(PRESENT, PRESENT, ABSENT)], [(ABSENT, UNKNOWN, ABSENT)]]
+    more = [*first, [(PRESENT, PRESENT, PRESENT), (ABSENT, PRESENT, PRESENT)]]
+    old, new = shared_table(("a", "b", "c"), first), shared_table(("a", "b", "c"), more)
+    assert new.combinations[: len(old.combinations)] == old.combinations
+
+
+def test_the_table_grows_past_a_byte():
+    seen = [tuple(int(b) for b in f"{i:09b}") for i in range(300)]
+    table = LabelTable.of([f"c{i}" for i in range(9)], seen)
+    assert table.dtype == np.uint16
+
+
+def test_present_classes():
+    seen = [(ABSENT, PRESENT, UNKNOWN), (ABSENT, ABSENT, ABSENT)]
+    assert present_classes(("a", "b", "c"), seen) == ("b",)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"id": 0}, {"id": 2}], "every id from 0 on"),
+        ([{"id": 0, "present": ["golgi"]}], "golgi"),
+        ([{"id": "x"}], "cannot be read"),
+    ],
+)
+def test_a_bad_table_is_refused(rows, message):
+    with pytest.raises(DatalistError, match=message):
+        LabelTable.from_json(("mito",), rows)
+
+
+def test_a_list_made_elsewhere_gets_a_table_from_its_groups(tmp_path):
+    (tmp_path / "datalist.json").write_text(
+        '{"training": [{"image": "a.nii.gz", "label": "b.nii.gz", "fold": 0}],'
+        ' "class_names": [{"name": "wt", "index": [1, 2]}, {"name": "tc", "index": [1]}]}'
+    )
+    datalist = read_datalist(tmp_path / "datalist.json")
+    assert datalist.table.combinations[1].present == ("wt", "tc")
+    assert datalist.training[0].annotated_classes == (1, 2)

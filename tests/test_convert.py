@@ -1,0 +1,324 @@
+"""Conversion of the phantom against the function it is drawn from."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import zarr
+
+from cellmap_core.convert import check_crop_count, convert
+from cellmap_core.datalist import read_datalist
+from cellmap_core.errors import DatasplitError, IncompleteError, OptionError
+from cellmap_core.label_table import PRESENT, UNKNOWN
+from cellmap_core.nifti import read_grid, read_volume
+from cellmap_core.options import ConvertOptions
+from cellmap_core.phantom import SPECIMENS, label_grid, tissue
+
+
+@pytest.fixture
+def own_phantom(phantom, tmp_path) -> Path:
+    """A phantom that a test may break."""
+    shutil.copytree(phantom.parent, tmp_path / "data")
+    return tmp_path / "data" / phantom.name
+
+
+def run(datasplit, output, **options):
+    return convert(ConvertOptions(datasplit=datasplit, output_dir=output, num_fold=2, **options))
+
+
+def rows(result):
+    with result.crops_table.open() as source:
+        return {f"{r['dataset']}/{r['crop']}": r for r in csv.DictReader(source)}
+
+
+def content(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_labels_are_the_phantom_at_every_known_voxel(converted):
+    """At 4 nm (the labels' own grid) labels are exact, class by class and state by state."""
+    datalist = read_datalist(converted.datalist)
+    crops = {f"{s.name}/{c.name}": (s, c) for s in SPECIMENS for c in s.crops}
+    states = datalist.table.states()
+    assert {e.name for e in (*datalist.training, *datalist.testing)} == set(crops)
+    for entry in (*datalist.training, *datalist.testing):
+        specimen, crop = crops[entry.name]
+        fine = tissue(specimen, label_grid(crop))
+        found = states[read_volume(datalist.path(entry.label))]
+        names = [datalist.classes[i - 1] for i in entry.annotated_classes]
+        assert set(names) == set(crop.classes)
+        for name in names:
+            truth = fine[name].reshape(*[n for m in found.shape[:3] for n in (m, 2)])
+            majority = truth.mean(axis=(1, 3, 5)) >= 0.5
+            column = found[..., datalist.classes.index(name)]
+            known = column != UNKNOWN
+            assert np.array_equal((column == PRESENT)[known], majority[known])
+            hidden = crop.size_vox[1] // 4 if crop.unknown_region else 0
+            assert known[:, hidden:].all()
+            assert not known[:, :hidden].any()
+
+
+def test_image_and_label_show_the_same_place(converted):
+    """The nucleus is dark and the outside bright in the image, wherever the label says so."""
+    datalist = read_datalist(converted.datalist)
+    for entry in datalist.training:
+        image = read_volume(datalist.path(entry.image)).astype(float)
+        label = read_volume(datalist.path(entry.label))
+        states = datalist.table.states()[label]
+        mito = states[..., datalist.classes.index("mito")] == PRESENT
+        known = states[..., datalist.classes.index("mito")] != UNKNOWN
+        if mito.sum() > 100:
+            assert image[mito].mean() < image[known & ~mito].mean() - 20, entry.name
+
+
+def test_two_readers_agree_on_the_physical_points(converted):
+    datalist = read_datalist(converted.datalist)
+    for entry in datalist.training:
+        path = datalist.path(entry.image)
+        grid = read_grid(path)
+        assert grid.translation_nm == entry.cellmap.translation_nm
+        point = nib.load(path).affine @ [3, 2, 1, 1]
+        expected = [t + i * v for t, i, v in zip(
+            grid.translation_nm[::-1], (3, 2, 1), grid.voxel_nm[::-1], strict=True)]  # fmt: skip
+        assert point[:3] == pytest.approx(expected)
+        # ITK's first two axes point the other way (LPS against RAS).
+        itk = np.array(sitk.ReadImage(str(path)).TransformIndexToPhysicalPoint((3, 2, 1)))
+        assert itk * [-1, -1, 1] == pytest.approx(expected)
+
+
+def test_the_table_tells_every_crop(converted):
+    table = rows(converted)
+    row = table["phantom-a/crop1"]
+    assert row["status"] == "converted"
+    assert row["raw_start_vox"] == "8 8 8"
+    assert row["label_voxel_nm"] == "4 4 4"
+    assert row["output_shape"] == "40 40 40"
+    assert row["annotated"] == "cell nuc nucleo mito"
+    assert float(row["coverage"]) == 1
+
+
+def test_the_datalist_is_what_monai_expects(converted):
+    from monai.auto3dseg.utils import datafold_read
+
+    training, validation = datafold_read(
+        str(converted.datalist), str(converted.datalist.parent), fold=1
+    )
+    assert len(training) == len(validation) == 2
+    assert all(Path(e["image"]).is_file() and Path(e["label"]).is_file() for e in training)
+    document = json.loads(converted.datalist.read_text())
+    assert [g["name"] for g in document["class_names"]] == ["cell", "nuc", "nucleo", "mito"]
+
+
+def test_folds_keep_specimens_apart(converted):
+    datalist = read_datalist(converted.datalist)
+    by_fold = {f: {e.cellmap.dataset for e in datalist.split(f)[1]} for f in datalist.folds()}
+    assert sorted(map(sorted, by_fold.values())) == [["phantom-a"], ["phantom-b"]]
+
+
+def test_a_second_run_does_nothing_and_changed_options_redo(own_phantom, tmp_path):
+    output = tmp_path / "out"
+    first = run(own_phantom, output)
+    before = content(output)
+    again = run(own_phantom, output)
+    assert (first.done, again.done, again.up_to_date) == (6, 0, True)
+    assert content(output) == before
+    assert run(own_phantom, output, target_spacing=(16, 16, 16)).done == 6
+
+
+def test_only_what_changed_is_redone(own_phantom, tmp_path):
+    output = tmp_path / "out"
+    run(own_phantom, output)
+    array = zarr.open_array(
+        own_phantom.parent / "phantom-a/phantom-a.zarr/recon-1/labels/groundtruth/crop1/mito/s0"
+    )
+    array[0, 0, 0] = 255
+    (output / "images" / "phantom-b_crop5.nii.gz").write_bytes(b"half a file")
+    result = run(own_phantom, output)
+    assert (result.done, result.current) == (2, 4)
+    assert read_volume(output / "images" / "phantom-b_crop5.nii.gz").shape == (40, 40, 40)
+
+
+def test_a_killed_run_leaves_no_half_file(own_phantom, tmp_path, monkeypatch):
+    from cellmap_core import nifti
+
+    def dies(*_args):
+        raise KeyboardInterrupt
+
+    output = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(nifti.np, "ascontiguousarray", dies)
+        with pytest.raises(KeyboardInterrupt):
+            run(own_phantom, output)
+    assert not [p for p in output.rglob("*") if p.is_file()]
+    undisturbed = run(own_phantom, tmp_path / "other")
+    assert run(own_phantom, output).done == undisturbed.done
+
+
+def damage_missing_store(folder):
+    shutil.rmtree(folder / "phantom-a" / "phantom-a.zarr" / "recon-1" / "em")
+    return {"phantom-a/crop1": ("failed", "does not exist")}
+
+
+def damage_missing_crop(folder):
+    shutil.rmtree(folder / "phantom-a/phantom-a.zarr/recon-1/labels/groundtruth/crop1")
+    return {"phantom-a/crop1": ("failed", "holds crop2, crop3")}
+
+
+def damage_missing_class(folder):
+    shutil.rmtree(folder / "phantom-a/phantom-a.zarr/recon-1/labels/groundtruth/crop1/nuc")
+    return {"phantom-a/crop1": ("failed", "no class nuc")}
+
+
+def damage_truncated_chunk(folder):
+    crop = folder / "phantom-a/phantom-a.zarr/recon-1/labels/groundtruth/crop1"
+    chunk = crop / "cell/s0/1/1/1"
+    chunk.write_bytes(chunk.read_bytes()[:20])
+    return {"phantom-a/crop1": ("failed", "cannot be read")}
+
+
+def damage_json(folder):
+    crop = folder / "phantom-a/phantom-a.zarr/recon-1/labels/groundtruth/crop1"
+    (crop / "cell" / ".zattrs").write_text("{broken")
+    return {"phantom-a/crop1": ("failed", "cell")}
+
+
+def damage_no_multiscales(folder):
+    crop = folder / "phantom-a/phantom-a.zarr/recon-1/labels/groundtruth/crop1"
+    (crop / "cell" / ".zattrs").write_text("{}")
+    return {"phantom-a/crop1": ("failed", "no multiscales")}
+
+
+def damage_no_encoding(folder):
+    crop = folder / "phantom-a/phantom-a.zarr/recon-1/labels/groundtruth/crop1"
+    attributes = json.loads((crop / "cell" / ".zattrs").read_text())
+    del attributes["cellmap"]
+    (crop / "cell" / ".zattrs").write_text(json.dumps(attributes))
+    (crop / "cell" / "s0" / ".zattrs").write_text("{}")
+    return {"phantom-a/crop1": ("failed", "no annotation encoding")}
+
+
+def damage_not_downloaded(folder):
+    shutil.rmtree(folder / "phantom-a/phantom-a.zarr/recon-1/em/fibsem-uint8/s0/0")
+    return {"phantom-a/crop1": ("excluded", "40% of its EM")}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [damage_missing_store, damage_missing_crop, damage_missing_class, damage_truncated_chunk,
+     damage_json, damage_no_multiscales, damage_no_encoding, damage_not_downloaded],
+)  # fmt: skip
+def test_a_broken_crop_is_named_and_the_rest_goes_on(damage, own_phantom, tmp_path):
+    expected = damage(own_phantom.parent)
+    result = run(own_phantom, tmp_path / "out")
+    table = rows(result)
+    for name, (status, reason) in expected.items():
+        assert table[name]["status"] == status
+        assert reason in table[name]["reason"], table[name]["reason"]
+        listed = result.failures if status == "failed" else result.excluded
+        assert name in {f.item for f in listed}
+        stem = name.replace("/", "_")
+        assert not list((tmp_path / "out").rglob(f"{stem}*"))
+    assert table["phantom-b/crop4"]["status"] == "converted"
+
+
+def test_where_em_is_missing_the_labels_are_unknown(own_phantom, tmp_path):
+    """Training on labels over black is what nobody noticed before."""
+    (own_phantom.parent / "phantom-a/phantom-a.zarr/recon-1/em/fibsem-uint8/s0/0/0/0").unlink()
+    result = run(own_phantom, tmp_path / "out")
+    assert float(rows(result)["phantom-a/crop1"]["coverage"]) == pytest.approx(1 - (24 / 40) ** 3)
+    datalist = read_datalist(result.datalist)
+    label = read_volume(tmp_path / "out" / "labels" / "phantom-a_crop1.nii.gz")
+    states = datalist.table.states()[label]
+    assert (states[:24, :24, :24] == UNKNOWN).all()
+    assert (states[24:] != UNKNOWN).all()
+
+
+def test_excluding_by_policy_is_no_failure(own_phantom, tmp_path):
+    damage_missing_crop(own_phantom.parent)
+    result = run(own_phantom, tmp_path / "out", on_bad_crop="exclude")
+    assert result.failures == ()
+    assert [f.item for f in result.excluded] == ["phantom-a/crop1"]
+
+
+def test_when_no_crop_can_be_converted_there_is_no_datalist(own_phantom, tmp_path):
+    shutil.rmtree(own_phantom.parent / "phantom-a")
+    shutil.rmtree(own_phantom.parent / "phantom-b")
+    with pytest.raises(IncompleteError, match="phantom-b/crop6 failed"):
+        run(own_phantom, tmp_path / "out")
+    assert not (tmp_path / "out" / "datalist.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"datasplit": None}, OptionError, "no datasplit"),
+        ({"classes": ["mitochondria"]}, OptionError, "unknown class 'mitochondria'"),
+        ({"num_fold": 5}, DatasplitError, "4 crops to train on"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_written(
+    options, error, message, phantom, tmp_path
+):
+    chosen = {"datasplit": phantom, "output_dir": tmp_path / "out", **options}
+    with pytest.raises(error, match=message):
+        check_crop_count(ConvertOptions(**chosen))
+    assert not (tmp_path / "out").exists()
+
+
+def test_only_some_classes_in_another_order(phantom, tmp_path):
+    result = run(phantom, tmp_path, classes=["mito", "nuc"], max_crops=2, compression="none")
+    datalist = read_datalist(result.datalist)
+    assert datalist.classes == ("mito", "nuc")
+    assert {e.name: e.annotated_classes for e in datalist.training} == {
+        "phantom-a/crop1": (1, 2),
+        "phantom-a/crop2": (1,),
+    }
+    assert all(e.image.endswith(".nii") for e in datalist.training)
+
+
+def test_a_union_is_derived_where_only_its_parts_are_annotated(own_phantom, tmp_path):
+    crop = own_phantom.parent / "phantom-a/phantom-a.zarr/recon-1/labels/groundtruth/crop1"
+    for part, source in {"mito_mem": "mito", "mito_lum": "nucleo", "mito_ribo": "nucleo"}.items():
+        shutil.copytree(crop / source, crop / part)
+    shutil.rmtree(crop / "mito")
+    text = own_phantom.read_text().replace("crop1/[cell,nuc,nucleo,mito]", "crop1/[mito]")
+    own_phantom.write_text(text)
+    result = run(own_phantom, tmp_path / "out", max_crops=1, classes=["mito"])
+    specimen = SPECIMENS[0]
+    fine = tissue(specimen, label_grid(specimen.crops[0]))
+    either = (fine["mito"] | fine["nucleo"]).reshape(40, 2, 40, 2, 40, 2)
+    nucleo = fine["nucleo"].reshape(40, 2, 40, 2, 40, 2).mean(axis=(1, 3, 5)) >= 0.5
+    mito = fine["mito"].reshape(40, 2, 40, 2, 40, 2).mean(axis=(1, 3, 5)) >= 0.5
+    label = read_volume(result.datalist.parent / "labels" / "phantom-a_crop1.nii.gz")
+    assert either.any()
+    assert np.array_equal(label == 1, nucleo | mito)
+
+
+@pytest.mark.parametrize(("policy", "annotated"), [("absent", 4), ("unannotated", 3)])
+def test_a_class_without_labels_is_absent_or_unannotated(policy, annotated, own_phantom, tmp_path):
+    crop = own_phantom.parent / "phantom-a/phantom-a.zarr/recon-1/labels/groundtruth/crop1"
+    for level in ("s0", "s1", "s2"):
+        for chunk in (crop / "nucleo" / level).iterdir():
+            if chunk.is_dir():
+                shutil.rmtree(chunk)
+    result = run(own_phantom, tmp_path / "out", empty_class=policy, max_crops=2)
+    first = read_datalist(result.datalist).training[0]
+    assert len(first.annotated_classes) == annotated
+
+
+def test_scale_levels(phantom, tmp_path):
+    auto = run(phantom, tmp_path / "a", scale="auto", target_spacing=(16, 16, 16), max_crops=2)
+    assert {r["raw_level"] for r in rows(auto).values()} == {"s1"}
+    with pytest.raises(IncompleteError, match=r"no scale level s7; expected one of s0, s1, s2"):
+        run(phantom, tmp_path / "b", scale="s7", max_crops=2)
+
+
+def test_native_spacing_is_the_labels_own(phantom, tmp_path):
+    result = run(phantom, tmp_path, target_spacing="native", max_crops=2)
+    assert {r["output_voxel_nm"] for r in rows(result).values()} == {"4 4 4"}
+    assert {r["output_shape"] for r in rows(result).values()} == {"80 80 80"}

@@ -1,0 +1,87 @@
+import pytest
+
+from cellmap_core.datasplit import parse_row, read_datasplit, read_test_manifest
+from cellmap_core.errors import DatasplitError, RowError
+
+STORE = "/data/jrc_hela-2/jrc_hela-2.zarr"
+CROP = "recon-1/labels/groundtruth/crop234"
+EM = "recon-1/em/fibsem-uint8"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        f'"train","{STORE}","{EM}","{STORE}","{CROP}/[nuc,mito]"',
+        f"train,{STORE},{EM},{STORE},{CROP}/[nuc,mito]",
+        f"train, {STORE} , {EM}/s0, {STORE}, {CROP}/[ nuc , mito ]",
+        f'"train","{STORE}/{EM}","{STORE}/{CROP}/[nuc,mito]"',
+        f"train,{STORE}/{EM}/s0,{STORE}/{CROP}/[nuc,mito]",
+    ],
+)
+def test_every_form_of_a_row_is_the_same_crop(row, tmp_path):
+    crop = parse_row(row, tmp_path)
+    assert (crop.dataset, crop.crop, crop.split) == ("jrc_hela-2", "crop234", "train")
+    assert crop.raw == f"{STORE}/{EM}"
+    assert crop.labels == f"{STORE}/{CROP}"
+    assert crop.classes == ("nuc", "mito")
+
+
+def test_relative_paths_are_relative_to_the_csv(tmp_path):
+    crop = parse_row(f"train,a.zarr,{EM},a.zarr,{CROP}/[nuc]", tmp_path)
+    assert crop.raw == f"{tmp_path}/a.zarr/{EM}"
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("train,a,b", "no .zarr"),
+        ("training,a.zarr/em,a.zarr/crop1/[nuc]", "one of train, validate, test"),
+        ("train,a.zarr", "2 columns"),
+    ],
+)
+def test_a_bad_row_says_what_is_wrong(row, message, tmp_path):
+    with pytest.raises(RowError, match=message):
+        parse_row(row, tmp_path)
+
+
+def test_a_bad_row_stops_no_other_and_is_kept(tmp_path):
+    path = tmp_path / "datasplit.csv"
+    path.write_text(f"# a comment\n\ntrain,x\ntrain,a.zarr/{EM},a.zarr/{CROP}/[nuc]\n")
+    datasplit = read_datasplit(path)
+    assert [c.name for c in datasplit.crops] == ["a/crop234"]
+    assert [(b.line, b.text) for b in datasplit.bad_rows] == [(3, "train,x")]
+
+
+def test_rows_of_one_crop_become_one(tmp_path):
+    path = tmp_path / "datasplit.csv"
+    rows = [f"train,a.zarr/{EM},a.zarr/{CROP}/[{c}]" for c in ("nuc", "mito,nuc")]
+    rows.append(f"validate,a.zarr/{EM},a.zarr/{CROP}/[nuc]")
+    path.write_text("\n".join(rows))
+    datasplit = read_datasplit(path)
+    assert [c.classes for c in datasplit.crops] == [("nuc", "mito")]
+    assert "one split a crop" in datasplit.bad_rows[0].reason
+
+
+@pytest.mark.parametrize("text", ["", "# only a comment\n", "split,raw,labels\n"])
+def test_an_empty_datasplit_is_refused(text, tmp_path):
+    (tmp_path / "d.csv").write_text(text)
+    with pytest.raises(DatasplitError, match="is empty"):
+        read_datasplit(tmp_path / "d.csv")
+
+
+def test_a_missing_datasplit_is_named(tmp_path):
+    with pytest.raises(DatasplitError, match=r"no file .*nope\.csv"):
+        read_datasplit(tmp_path / "nope.csv")
+
+
+def test_the_manifest_of_test_crops_takes_the_finest_grid(tmp_path):
+    path = tmp_path / "test_crop_manifest.csv"
+    path.write_text(
+        "crop_name,dataset,class_label,voxel_size,translation,shape\n"
+        "557,jrc_x,mito,[8.0;8.0;8.0],[4.0;4.0;4.0],[50;50;50]\n"
+        "557,jrc_x,pm,[4.0;4.0;4.0],[2.0;2.0;2.0],[100;100;100]\n"
+    )
+    (crop,) = read_test_manifest(path, [])
+    assert crop.name == "jrc_x/crop557"
+    assert crop.grid.voxel_nm == (4, 4, 4)
+    assert crop.raw == f"{tmp_path}/jrc_x/jrc_x.zarr/recon-1/em/fibsem-uint8"
