@@ -114,9 +114,8 @@ class Datalist(Frozen):
         }
 
     def _row(self, entry: Entry) -> dict[str, Any]:
-        """An entry as written. Ids go as ``{name: id}``: MONAI's ``datafold_read`` takes every
-        item of a list for a path and stops at a number.
-        """
+        """An entry as it is written, with class ids as ``{name: id}``."""
+        # MONAI's datafold_read takes every item of a list for a path and stops at a number.
         row = entry.model_dump(mode="json", exclude_none=True)
         for key in _ID_FIELDS:
             row[key] = {self.classes[i - 1]: i for i in row[key]}

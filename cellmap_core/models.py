@@ -55,10 +55,14 @@ class StageResult(Frozen):
     def and_then(self, *others: StageResult) -> StageResult:
         """The sum of this and other stages' results."""
         everything = (self, *others)
+        failures: dict[str, Failure] = {}
+        for failure in (f for r in everything for f in r.failures):
+            # A later stage may miss what an earlier one failed to make: the first reason counts.
+            failures.setdefault(failure.item, failure)
         return StageResult(
             done=sum(r.done for r in everything),
             current=sum(r.current for r in everything),
-            failures=tuple(f for r in everything for f in r.failures),
+            failures=tuple(failures.values()),
         )
 
     def tally(self) -> str:

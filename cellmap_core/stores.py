@@ -61,13 +61,14 @@ def open_array(group: zarr.Group, location: str, name: str) -> Array:
 
 
 def children(group: zarr.Group) -> tuple[str, ...]:
-    """Names of what a group holds, sorted; the metadata of each are read."""
-    try:
-        return tuple(sorted(name for name, _ in group.members()))
-    except Exception as error:
-        raise MetadataError(
-            f"{group.store_path} holds bad metadata ({_line(error)})", "zarr groups and arrays"
-        ) from error
+    """Names of what a group holds, sorted; their metadata are not read."""
+
+    async def names() -> list[str]:
+        listing = group.store_path.store.list_dir(group.store_path.path)
+        return [name.rstrip("/") async for name in listing]
+
+    metadata = {".zgroup", ".zattrs", ".zarray", ".zmetadata", "zarr.json"}
+    return tuple(sorted(set(sync(names())) - metadata))
 
 
 def read(array: Array, start: Shape, stop: Shape) -> NDArray[Any]:

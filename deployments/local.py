@@ -142,7 +142,7 @@ def start(home: Path) -> Service:
     try:
         _wait_healthy(home, service, server)
         _step(home, ["work-pool", "create", POOL, "--type", "process", "--overwrite"], service)
-        _step(home, ["deploy", "--all", "--no-prompt"], service)
+        _step(home, ["deploy", "--all"], service)
         worker = _background(home, "worker", ["worker", "start", "--pool", POOL], service)
         service = service.model_copy(update={"worker_pid": worker.pid})
         _record(home, service)

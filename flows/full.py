@@ -10,6 +10,7 @@ from prefect import get_run_logger
 
 from cellmap_core.bundles.names import check_algos
 from cellmap_core.convert import check_crop_count
+from cellmap_core.datalist import read_datalist
 from cellmap_core.errors import CellmapError, OptionError
 from cellmap_core.folds import check_fold_count
 from cellmap_core.models import ConvertResult, Failure, StageResult
@@ -50,6 +51,9 @@ def run(options: FullOptions) -> StageResult:
         stages.remove("convert")
     results: list[StageResult] = []
     for stage in stages:
+        if stage == "ensemble" and not read_datalist(datalist_of(options.datalist)).testing:
+            get_run_logger().warning("no testing case in the datalist: nothing to predict")
+            break
         try:
             results.append(STAGES[stage].run(_for(stage, options)))
         except CellmapError as error:
