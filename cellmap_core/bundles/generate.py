@@ -1,0 +1,199 @@
+"""Auto3DSeg bundles, one for each algorithm and fold; made only where they are stale."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cellmap_core.bundles.names import DATALIST_KEY, OWN_TEMPLATES, check_algos
+from cellmap_core.datalist import Datalist, read_datalist
+from cellmap_core.errors import BundleError, DatalistError, StatisticsError
+from cellmap_core.models import BundleRef, GenerateResult
+from cellmap_core.options import GenerateOptions
+from cellmap_core.provenance import file_digest, key_of, read_receipt, write_receipt, write_text
+from cellmap_core.training.config import CONFIG_NAME, check_overrides
+
+logger = logging.getLogger(__name__)
+
+_RECEIPT_NAME = "generate.json"
+_SOURCE_NAME = "data_src_cfg.yaml"
+_MONAI_DATALIST_NAME = "datalist_monai.json"
+
+
+def generate(
+    datalist: Path,
+    datastats: Path,
+    work_dir: Path,
+    options: GenerateOptions,
+    folds: Sequence[int] | None = None,
+) -> GenerateResult:
+    """Make the bundles that are missing or stale; leave the current ones untouched.
+
+    A stale bundle is made anew and loses its checkpoints: they are of another configuration.
+
+    Parameters
+    ----------
+    datalist, datastats : Path
+        The cases with their folds, and Auto3DSeg's report on them.
+    work_dir : Path
+        Bundles go to ``<algo>_<fold>`` in it, templates to ``algorithm_templates``.
+    options : GenerateOptions
+        Algorithms, folds, epochs, overrides, templates.
+    folds : sequence of int, optional
+        Make only these folds (default: all of ``num_fold``).
+
+    Returns
+    -------
+    GenerateResult
+        All bundles asked for, made or current.
+
+    Raises
+    ------
+    OptionError
+        An algorithm, an override or its value is not valid.
+    DatalistError
+        There are more folds than cases, or a fold has nothing to validate or to train on.
+    """
+    check_algos(options.algos, options.templates)
+    overrides = check_overrides(options.overrides)
+    if not datastats.is_file():
+        raise StatisticsError(f"no {datastats}", "Auto3DSeg's report", "run the analysis first")
+    wanted = tuple(folds) if folds is not None else tuple(range(options.num_fold))
+    cases = read_datalist(datalist)
+    _check_folds(datalist, cases, options.num_fold, wanted)
+    work_dir = work_dir.resolve()
+    bundles = [
+        BundleRef(algo=algo, fold=fold, folder=work_dir / f"{algo}_{fold}")
+        for algo in options.algos
+        for fold in wanted
+    ]
+    inputs = [options.num_epochs, overrides, file_digest(datalist), file_digest(datastats)]
+    keys = {b.name: _key(b, inputs, options.templates or OWN_TEMPLATES) for b in bundles}
+    stale = [b for b in bundles if not _is_current(b, keys[b.name])]
+    _write_source(work_dir, datalist, cases)
+    if stale:
+        extra = {"num_epochs": options.num_epochs, "overrides": overrides}
+        _export(stale, keys, work_dir, datastats, options.templates or OWN_TEMPLATES, extra)
+    return GenerateResult(
+        done=len(stale), current=len(bundles) - len(stale), bundles=tuple(bundles)
+    )
+
+
+def _check_folds(path: Path, datalist: Datalist, num_fold: int, wanted: Sequence[int]) -> None:
+    cases = len(datalist.training)
+    if num_fold > cases:
+        raise DatalistError(
+            f"{path}: {num_fold} folds of {cases} training cases",
+            f"at most {cases} folds",
+            "lower num_fold, or convert more crops",
+        )
+    for fold in wanted:
+        training, validation = datalist.split(fold)
+        if not training or not validation:
+            raise DatalistError(
+                f"{path}: fold {fold} has {len(training)} training and {len(validation)} "
+                "validation cases",
+                f"at least one of each in every fold; the list has folds {list(datalist.folds())}",
+                f"convert again with num_fold {num_fold}, or ask for the folds it has",
+            )
+
+
+def _key(bundle: BundleRef, inputs: list[Any], templates: Path) -> str:
+    folder = templates / bundle.algo
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
+    content = [[p.relative_to(folder).as_posix(), file_digest(p)] for p in files]
+    return key_of("bundle", bundle.algo, bundle.fold, inputs, content)
+
+
+def _is_current(bundle: BundleRef, key: str) -> bool:
+    if read_receipt(bundle.folder / _RECEIPT_NAME, key) is not None:
+        return True
+    if bundle.folder.exists():
+        logger.warning("%s is stale: it is made anew, without its old model", bundle.name)
+    return False
+
+
+def _write_source(work_dir: Path, datalist: Path, cases: Datalist) -> None:
+    """Write the description of the data that MONAI's runners read, where it changed."""
+    monai_list = work_dir / _MONAI_DATALIST_NAME
+    source = {
+        "name": "cellmap",
+        "task": "segmentation",
+        # Auto3DSeg knows CT and MRI; MRI means intensities without an absolute scale, as in EM.
+        "modality": "MRI",
+        "datalist": str(monai_list),
+        "dataroot": str(cases.folder),
+        DATALIST_KEY: str(datalist.resolve()),
+        "sigmoid": True,
+    }
+    # MONAI takes every list of an entry for file names and ends at annotated_classes.
+    keep = {"image", "label", "fold"}
+    document = cases.to_json()
+    for part in ("training", "testing"):
+        document[part] = [{k: e[k] for k in e if k in keep} for e in document[part]]
+    texts = {
+        monai_list: json.dumps(document, indent=2) + "\n",
+        work_dir / _SOURCE_NAME: yaml.safe_dump(source, sort_keys=False),
+    }
+    for path, text in texts.items():
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            write_text(path, text)
+
+
+def _export(
+    bundles: Sequence[BundleRef],
+    keys: dict[str, str],
+    work_dir: Path,
+    datastats: Path,
+    templates: Path,
+    extra: dict[str, Any],
+) -> None:
+    """What BundleGen.generate does, but for these bundles only: it deletes what it finds."""
+    from monai.apps.auto3dseg.bundle_gen import BundleGen
+    from monai.auto3dseg.utils import algo_to_json
+
+    with _own_imports({b.algo for b in bundles}):
+        maker = BundleGen(
+            algo_path=str(work_dir),
+            algos=sorted({b.algo for b in bundles}),
+            templates_path_or_url=str(templates),
+            data_stats_filename=str(datastats.resolve()),
+            data_src_cfg_name=str(work_dir / _SOURCE_NAME),
+        )
+        by_name = {algo.name: algo for algo in maker.algos}
+        for bundle in bundles:
+            algo = deepcopy(by_name[bundle.algo])
+            algo.set_data_stats(maker.get_data_stats())
+            algo.set_data_source(maker.get_data_src())
+            algo.export_to_disk(str(work_dir), bundle.name, fold=bundle.fold, **extra)
+            algo_to_json(algo, template_path=algo.template_path)
+            _seal(bundle, keys[bundle.name])
+
+
+def _seal(bundle: BundleRef, key: str) -> None:
+    """Write the receipt. MONAI's runners rewrite algo_object.json, so it is not in it."""
+    if not (bundle.folder / CONFIG_NAME).is_file():
+        raise BundleError(f"{bundle.folder} has no {CONFIG_NAME}", "a template that writes it")
+    scripts = sorted((bundle.folder / "scripts").glob("*.py"))
+    write_receipt(bundle.folder / _RECEIPT_NAME, key, [bundle.folder / CONFIG_NAME, *scripts], {})
+
+
+@contextmanager
+def _own_imports(algos: set[str]) -> Iterator[None]:
+    """Let BundleGen import template modules, and forget them: another folder has its own."""
+    path = list(sys.path)
+    try:
+        yield
+    finally:
+        sys.path[:] = path
+        for name in list(sys.modules):
+            if name.split(".")[0] in algos:
+                del sys.modules[name]

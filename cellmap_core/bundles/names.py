@@ -1,0 +1,58 @@
+"""Which algorithms there are: the template folders, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from cellmap_core.errors import BundleError, OptionError
+
+#: The project's own templates; nothing is downloaded at run time.
+OWN_TEMPLATES: Path = Path(__file__).resolve().parent / "templates"
+
+#: Our datalist in ``data_src_cfg.yaml``; ``datalist`` there is MONAI's reading of it.
+DATALIST_KEY = "cellmap_datalist"
+
+
+def available_algos(templates: Path | None = None) -> tuple[str, ...]:
+    """Names of the algorithms in a template folder.
+
+    Parameters
+    ----------
+    templates : Path, optional
+        An Auto3DSeg template folder (``<name>/scripts/algo.py``); by default our own.
+
+    Returns
+    -------
+    tuple of str
+        The names, sorted.
+
+    Raises
+    ------
+    BundleError
+        There is no such folder, or no algorithm in it.
+    """
+    folder = templates or OWN_TEMPLATES
+    names = tuple(sorted(path.parents[1].name for path in folder.glob("*/scripts/algo.py")))
+    if not names:
+        raise BundleError(
+            f"no algorithm template in {folder}", "<name>/scripts/algo.py", "check --templates"
+        )
+    return names
+
+
+def check_algos(algos: Sequence[str], templates: Path | None = None) -> None:
+    """Refuse algorithms that have no template, and names given twice.
+
+    Raises
+    ------
+    OptionError
+        Naming what is wrong and the algorithms there are.
+    """
+    available = available_algos(templates)
+    if unknown := [a for a in algos if a not in available]:
+        raise OptionError(
+            f"unknown algorithm {', '.join(unknown)}", f"any of {', '.join(available)}"
+        )
+    if len(set(algos)) != len(algos):
+        raise OptionError(f"algos {', '.join(algos)}", "each algorithm once")

@@ -1,0 +1,1 @@
+"""SegResNetDS of MONAI: a residual encoder and decoder with deep supervision."""

@@ -1,0 +1,138 @@
+"""The ensemble: mean of the members' probabilities, case by case and block by block."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cellmap_core.datalist import Datalist, Entry, read_datalist
+from cellmap_core.errors import CellmapError, EnsembleError
+from cellmap_core.inference.members import Member, Networks, open_members
+from cellmap_core.inference.predict import predict_case
+from cellmap_core.models import BundleRef, CasePrediction, EnsembleResult, Failure
+from cellmap_core.provenance import file_digest, key_of, read_receipt, write_json, write_receipt
+from cellmap_core.training.volumes import CACHE_NAME, open_case
+
+logger = logging.getLogger(__name__)
+
+OUTPUT_NAME = "ensemble_output"
+_RECEIPTS_NAME = ".receipts"
+_RESULT_NAME = "ensemble.json"
+
+
+def ensemble(datalist: Path, work_dir: Path, bundles: Sequence[BundleRef]) -> EnsembleResult:
+    """Predict every case of the testing list with the mean of the trained models.
+
+    Parameters
+    ----------
+    datalist : Path
+        ``datalist.json``.
+    work_dir : Path
+        Predictions go to ``ensemble_output`` in it: ``<case>.zarr/<class>/s0`` masks,
+        ``<case>.nii.gz`` with the likeliest class a voxel, and ``ensemble.json``.
+    bundles : sequence of BundleRef
+        The members; each counts for the classes that it could learn.
+
+    Returns
+    -------
+    EnsembleResult
+        Predictions, with Dice where a case has labels. Cases that cannot be predicted and
+        bundles without a model are failures by name; the rest is done.
+
+    Raises
+    ------
+    EnsembleError
+        There is no case to predict, no model, or no class that any model could learn.
+    """
+    cases = read_datalist(datalist)
+    _check_cases(datalist, cases)
+    members, failures = open_members(bundles, cases.classes)
+    classes = _known_classes(cases, members)
+    job = _Job(cases, work_dir.resolve(), members, classes, Networks())
+    done, predictions = 0, []
+    for entry in cases.testing:
+        try:
+            prediction, made = _predict_once(job, entry)
+        except (CellmapError, OSError) as error:
+            logger.warning("%s cannot be predicted: %s", entry.name, error)
+            failures.append(Failure(item=entry.name, reason=str(error)))
+        else:
+            done += made
+            predictions.append(prediction)
+    result = EnsembleResult(
+        done=done,
+        current=len(predictions) - done,
+        failures=tuple(failures),
+        folder=job.work_dir / OUTPUT_NAME,
+        members=tuple(m.name for m in members),
+        cases=tuple(predictions),
+    )
+    write_json(result.folder / _RESULT_NAME, result.model_dump(mode="json"))
+    return result
+
+
+@dataclass(frozen=True)
+class _Job:
+    cases: Datalist
+    work_dir: Path
+    members: Sequence[Member]
+    classes: tuple[str, ...]
+    networks: Networks
+
+
+def _check_cases(path: Path, cases: Datalist) -> None:
+    if not cases.testing:
+        raise EnsembleError(
+            f"{path} has no testing case",
+            "cases to predict in its list 'testing'",
+            "convert again with validate rows in the datasplit, or with test_manifest",
+        )
+    stems = [entry.stem for entry in cases.testing]
+    if twice := sorted({s for s in stems if stems.count(s) > 1}):
+        raise EnsembleError(
+            f"{path}: several testing images are called {', '.join(twice)}",
+            "a file name for each case",
+            "rename the images; predictions are named after them",
+        )
+
+
+def _known_classes(cases: Datalist, members: Sequence[Member]) -> tuple[str, ...]:
+    """The classes that some member could learn; the others are said, and not predicted."""
+    known = tuple(name for c, name in enumerate(cases.classes) if any(m.learnt[c] for m in members))
+    if not known:
+        raise EnsembleError("no member could learn any class", "annotated and present classes")
+    if missing := [name for name in cases.classes if name not in known]:
+        logger.warning(
+            "no prediction of %s: not annotated and present in any training case",
+            ", ".join(missing),
+        )
+    return known
+
+
+def _predict_once(job: _Job, entry: Entry) -> tuple[CasePrediction, bool]:
+    """Predict a case, or find it predicted with the same models from the same voxels."""
+    folder = job.work_dir / OUTPUT_NAME
+    receipt_path = folder / _RECEIPTS_NAME / f"{entry.stem}.json"
+    files = [entry.image, entry.label] if entry.label else [entry.image]
+    key = key_of(
+        "ensemble",
+        [file_digest(job.cases.path(f)) for f in files],
+        entry.annotated_classes,
+        job.cases.table.to_json(),
+        job.classes,
+        sorted(m.digest for m in job.members),
+    )
+    target = folder / f"{entry.stem}.zarr"
+    if (receipt := read_receipt(receipt_path, key)) is not None:
+        return CasePrediction.model_validate({**receipt.result, "prediction": target}), False
+    case = open_case(job.cases, entry, job.work_dir / CACHE_NAME)
+    logger.info("predicting %s with %d models", entry.name, len(job.members))
+    prediction = predict_case(
+        job.cases, entry, case, job.members, job.classes, job.networks, target
+    )
+    outputs = [p for p in sorted(target.rglob("*")) if p.is_file()]
+    outputs.append(target.with_suffix(".nii.gz"))
+    write_receipt(receipt_path, key, outputs, prediction.model_dump(mode="json"))
+    return prediction, True

@@ -1,0 +1,97 @@
+"""The models of an ensemble; their weights stay on disk until a block needs them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cellmap_core.errors import CellmapError, EnsembleError
+from cellmap_core.models import BundleRef, Failure
+from cellmap_core.provenance import file_digest
+from cellmap_core.training.checkpoint import Model, load_model
+from cellmap_core.training.config import TrainConfig, read_bundle_config
+from cellmap_core.training.networks import build_network
+from cellmap_core.training.result import best_checkpoint
+
+
+@dataclass(frozen=True)
+class Member:
+    """One trained bundle.
+
+    Attributes
+    ----------
+    name : str
+        Of the bundle.
+    config : TrainConfig
+        How its network is built and fed.
+    model : Model
+        Its best weights, mapped from disk.
+    digest : str
+        Of the checkpoint.
+    learnt : ndarray of bool
+        One for each class: whether the model could learn it.
+    """
+
+    name: str
+    config: TrainConfig
+    model: Model
+    digest: str
+    learnt: NDArray[np.bool_]
+
+
+def open_members(
+    bundles: Sequence[BundleRef], classes: Sequence[str]
+) -> tuple[list[Member], list[Failure]]:
+    """Open the best models; a bundle without a usable one is a failure by name.
+
+    Raises
+    ------
+    EnsembleError
+        No bundle has a usable model.
+    """
+    members, failures = [], []
+    for bundle in bundles:
+        try:
+            members.append(_open(bundle, classes))
+        except CellmapError as error:
+            failures.append(Failure(item=bundle.name, reason=str(error)))
+    if not members:
+        reasons = "; ".join(f"{f.item}: {f.reason}" for f in failures) or "no bundle was asked for"
+        raise EnsembleError(f"no trained model ({reasons})", "at least one", "run the train stage")
+    return members, failures
+
+
+def _open(bundle: BundleRef, classes: Sequence[str]) -> Member:
+    config = read_bundle_config(bundle.folder)
+    path = best_checkpoint(bundle.folder)
+    model = load_model(path, config.digest)
+    if tuple(model.classes) != tuple(classes):
+        raise EnsembleError(
+            f"{path} has classes {', '.join(model.classes)}", f"the datalist's {', '.join(classes)}"
+        )
+    learnt = np.array([name in model.trained_classes for name in classes])
+    return Member(bundle.name, config, model, file_digest(path), learnt)
+
+
+class Networks:
+    """Networks to predict with, one for each architecture, whatever the number of members."""
+
+    def __init__(self) -> None:
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._built: dict[str, torch.nn.Module] = {}
+        self._holds: dict[str, str] = {}
+
+    def of(self, member: Member) -> torch.nn.Module:
+        """The network with a member's weights, in eval mode; valid until the next call."""
+        config = member.config
+        kind = f"{config.algo} {config.init_filters} {config.blocks_down} {config.dsdepth}"
+        if kind not in self._built:
+            self._built[kind] = build_network(config).to(self._device).eval()
+        if self._holds.get(kind) != member.digest:
+            self._built[kind].load_state_dict(member.model.model)
+            self._holds[kind] = member.digest
+        return self._built[kind]

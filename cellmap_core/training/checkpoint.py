@@ -1,0 +1,157 @@
+"""Checkpoints: all that a training goes on from, written whole, read without pickle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from cellmap_core.errors import CheckpointError
+from cellmap_core.provenance import atomic_path
+
+
+class DamagedError(CheckpointError):
+    """A checkpoint cannot be read at all."""
+
+
+@dataclass
+class Snapshot:
+    """The state of a training between two steps.
+
+    The learning rate and the patches are functions of ``step``, so ``step`` is the state of
+    the scheduler and of the sampler.
+
+    Attributes
+    ----------
+    config_digest : str
+        Of the configuration; a checkpoint of another one is refused.
+    epoch : int
+        Epochs that are finished.
+    step : int
+        Steps taken since the start of the training.
+    loss_sum, loss_steps : float, int
+        Losses of the unfinished epoch.
+    seconds : float
+        Time spent in the unfinished epoch before this checkpoint.
+    records : list of dict
+        What was reported of each finished epoch.
+    best : dict or None
+        The record of the best epoch.
+    model, optimizer, scaler : dict
+        Their states.
+    rng : dict
+        States of torch's generators.
+    """
+
+    config_digest: str
+    epoch: int
+    step: int
+    loss_sum: float
+    loss_steps: int
+    seconds: float
+    records: list[dict[str, Any]]
+    best: dict[str, Any] | None
+    model: dict[str, Any]
+    optimizer: dict[str, Any]
+    scaler: dict[str, Any]
+    rng: dict[str, Any]
+
+
+@dataclass
+class Model:
+    """Weights to predict with, and what they are.
+
+    Attributes
+    ----------
+    config_digest : str
+        Of the configuration that builds the network.
+    classes : list of str
+        One for each channel.
+    trained_classes : list of str
+        Those that were annotated and present in the training cases; the other channels
+        learnt nothing and must not be used.
+    epoch : int
+        When the weights were taken (from 1).
+    dice : dict
+        Class → Dice on the validation cases.
+    model : dict
+        The weights.
+    """
+
+    config_digest: str
+    classes: list[str]
+    trained_classes: list[str]
+    epoch: int
+    dice: dict[str, float | None]
+    model: dict[str, Any]
+
+
+_State = TypeVar("_State", Snapshot, Model)
+
+
+def save(path: Path, state: Snapshot | Model) -> None:
+    """Write a checkpoint, whole or not at all."""
+    with atomic_path(path) as temporary:
+        torch.save({f.name: getattr(state, f.name) for f in fields(state)}, temporary)
+
+
+def load_snapshot(path: Path, config_digest: str) -> Snapshot:
+    """Read what a training goes on from.
+
+    Raises
+    ------
+    CheckpointError
+        The file is damaged, or belongs to another configuration.
+    """
+    return _check(Snapshot(**_load(path, Snapshot, mmap=False)), path, config_digest)
+
+
+def load_model(path: Path, config_digest: str) -> Model:
+    """Read weights to predict with; they stay on disk until they are copied.
+
+    Raises
+    ------
+    CheckpointError
+        The file is damaged, or belongs to another configuration.
+    """
+    return _check(Model(**_load(path, Model, mmap=True)), path, config_digest)
+
+
+def rng_state() -> dict[str, Any]:
+    """States of torch's generators."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def restore_rng(state: dict[str, Any]) -> None:
+    """Set torch's generators; those of GPUs only where there are as many as before."""
+    torch.set_rng_state(state["cpu"])
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def _load(path: Path, kind: type[_State], *, mmap: bool) -> dict[str, Any]:
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint {path}", "a trained bundle", "train it first")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    # torch raises whatever its zip reader or its unpickler met; all mean the same to us.
+    except Exception as error:
+        line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DamagedError(f"{path} is damaged ({line})", "a whole checkpoint") from error
+    names = {f.name for f in fields(kind)}
+    if not isinstance(state, dict) or set(state) != names:
+        raise DamagedError(f"{path} is not a checkpoint of this project", f"{sorted(names)}")
+    return state
+
+
+def _check(state: _State, path: Path, config_digest: str) -> _State:
+    if state.config_digest != config_digest:
+        raise CheckpointError(
+            f"{path} belongs to another configuration ({state.config_digest[:8]})",
+            f"that of its hyper_parameters.yaml ({config_digest[:8]})",
+            "restore the configuration, or remove the model folder to train anew",
+        )
+    return state

@@ -1,0 +1,82 @@
+"""The process of a training: what a bundle's ``train.py`` runs.
+
+``python train.py run --config_file='a.yaml,b.yaml' --key=value …``, as MONAI calls it. Exit
+codes: 0 trained, 75 ended from outside and can go on, else that of the failure.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from cellmap_core.errors import CellmapError, OptionError, TrainingInterrupted
+from cellmap_core.training.config import read_config
+from cellmap_core.training.launch import ERROR_MARK, EXIT_GO_ON, PARENT_VARIABLE
+
+logger = logging.getLogger(__name__)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Train, and turn every failure of ours into one line and an exit code.
+
+    Parameters
+    ----------
+    arguments : sequence of str
+        ``run``, ``--config_file=…`` and overrides.
+
+    Returns
+    -------
+    int
+        The exit code.
+    """
+    # The parent reads this process line by line: its log is its standard output.
+    logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s", force=True)
+    stop = _watch()
+    try:
+        files, overrides = parse(arguments)
+        config = read_config(files, overrides)
+        from cellmap_core.training.trainer import Trainer
+
+        Trainer(config, files[0].resolve().parents[1], stop).run()
+    except TrainingInterrupted as error:
+        logger.info("%s", error)
+        return EXIT_GO_ON
+    except CellmapError as error:
+        logger.error("%s%s", ERROR_MARK, error)  # noqa: TRY400 - one clear line, no traceback
+        return error.exit_code
+    return 0
+
+
+def parse(arguments: Sequence[str]) -> tuple[list[Path], dict[str, str]]:
+    """Config files and overrides of a command line in Python Fire's manner.
+
+    Raises
+    ------
+    OptionError
+        There is something else than ``run`` and ``--key=value``, or no config file.
+    """
+    rest = [a for a in arguments if a != "run"]
+    values: dict[str, str] = {}
+    for argument in rest:
+        name, sign, value = argument.partition("=")
+        if not (name.startswith("--") and sign):
+            raise OptionError(f"argument {argument}", "run --config_file=a.yaml,b.yaml --key=value")
+        # MONAI quotes for a shell, but splits the command without one.
+        values[name[2:]] = value.strip("'\"")
+    files = [Path(f.strip()) for f in values.pop("config_file", "").split(",") if f.strip()]
+    if not files:
+        raise OptionError("no --config_file", "run --config_file=configs/hyper_parameters.yaml")
+    return files, values
+
+
+def _watch() -> Callable[[], bool]:
+    """Whether to end: a signal came, or the process that started this one is gone."""
+    asked: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda received, _frame: asked.append(received))
+    parent = int(os.environ.get(PARENT_VARIABLE, 0))
+    return lambda: bool(asked) or (parent > 0 and os.getppid() != parent)

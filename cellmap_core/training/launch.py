@@ -1,0 +1,171 @@
+"""Starting a training as its own process, and following it; no torch in this one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cellmap_core.errors import BundleError, TrainingError, TrainingInterrupted
+from cellmap_core.models import BundleRef, TrainResult
+from cellmap_core.training.config import CONFIG_NAME
+from cellmap_core.training.history import read_records
+from cellmap_core.training.result import MODEL_FOLDER, read_result
+
+__all__ = ["command", "read_epochs", "read_result", "train_bundle"]
+
+#: Exit code of a training that was asked to end and can go on (sysexits' EX_TEMPFAIL).
+EXIT_GO_ON = 75
+#: Begins the one line that says why a training failed.
+ERROR_MARK = "error: "
+#: Tells the child who started it, so that it ends when that process is gone.
+PARENT_VARIABLE = "AUTO3DSEG_PARENT"
+
+_KEPT_LINES = 15
+# A step and a checkpoint of a large model fit in this; SLURM's own KillWait is 30 s.
+_GRACE_SECONDS = 60.0
+
+
+def command(folder: Path, overrides: Mapping[str, Any] | None = None) -> list[str]:
+    """The argument list that trains a bundle; safe with any character in a path."""
+    configs = sorted(p for p in (folder / "configs").glob("*.*") if p.suffix in {".yaml", ".json"})
+    files = ",".join(str(p) for p in configs) or str(folder / CONFIG_NAME)
+    extra = [f"--{name}={value}" for name, value in (overrides or {}).items()]
+    return [
+        sys.executable,
+        str(folder / "scripts" / "train.py"),
+        "run",
+        f"--config_file={files}",
+        *extra,
+    ]
+
+
+def train_bundle(
+    bundle: BundleRef,
+    on_line: Callable[[str], None],
+    on_epoch: Callable[[dict[str, Any]], None],
+    threads: int | None = None,
+    gpu: str | None = None,
+) -> TrainResult:
+    """Train a bundle in a process of its own, or find it trained.
+
+    Parameters
+    ----------
+    bundle : BundleRef
+        What to train.
+    on_line : callable
+        Gets each line of its log as it comes.
+    on_epoch : callable
+        Gets the record of each epoch that this run finishes: epoch, epochs, loss, dice,
+        mean_dice, seconds.
+    threads : int, optional
+        Cores the training may use on a CPU (default: all).
+    gpu : str, optional
+        The one device it may use, by its name in ``CUDA_VISIBLE_DEVICES`` (default: all).
+
+    Returns
+    -------
+    TrainResult
+        ``done=1``; or ``current=1`` where the bundle was trained already and nothing was done.
+
+    Raises
+    ------
+    BundleError
+        The folder is no bundle.
+    TrainingInterrupted
+        The process was ended from outside; another try goes on from its checkpoint.
+    TrainingError
+        The training failed; the message is its own, or the end of its log.
+    """
+    if (result := read_result(bundle)) is not None:
+        return result
+    if not (bundle.folder / "scripts" / "train.py").is_file():
+        raise BundleError(
+            f"no bundle in {bundle.folder}", "scripts/train.py", "run the generate stage first"
+        )
+    last: deque[str] = deque(maxlen=_KEPT_LINES)
+    seen = len(read_epochs(bundle))
+    with _process(bundle, threads, gpu) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            last.append(line.rstrip("\n"))
+            on_line(last[-1])
+            seen = _report(bundle, seen, on_epoch)
+        code = process.wait()
+    _report(bundle, seen, on_epoch)
+    _check_end(bundle, code, list(last))
+    if (result := read_result(bundle)) is None:
+        raise TrainingError(f"{bundle.name} ended without a result", "model/result.json")
+    return result.model_copy(update={"done": 1, "current": 0})
+
+
+@contextmanager
+def _process(
+    bundle: BundleRef, threads: int | None, gpu: str | None
+) -> Iterator[subprocess.Popen[str]]:
+    """Run the training; it never outlives this block."""
+    environment = {**os.environ, PARENT_VARIABLE: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
+    if threads:
+        environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    if gpu is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = gpu
+    process = subprocess.Popen(
+        command(bundle.folder),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        env=environment,
+    )
+    try:
+        yield process
+    finally:
+        _end(process)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """Ask the process to save and end; kill it when it does not."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(_GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    if process.stdout is not None:
+        process.stdout.close()
+
+
+def read_epochs(bundle: BundleRef) -> list[dict[str, Any]]:
+    """Records of all epochs a bundle has trained: epoch, epochs, loss, dice, mean_dice, seconds."""
+    return [r for r in read_records(bundle.folder / MODEL_FOLDER) if r["event"] == "epoch"]
+
+
+def _report(bundle: BundleRef, seen: int, on_epoch: Callable[[dict[str, Any]], None]) -> int:
+    """Hand on the epochs beyond those seen."""
+    records = read_epochs(bundle)
+    for record in records[seen:]:
+        on_epoch(record)
+    return max(seen, len(records))
+
+
+def _check_end(bundle: BundleRef, code: int, last: list[str]) -> None:
+    if code == 0:
+        return
+    if code < 0 or code == EXIT_GO_ON:
+        how = f"by signal {-code}" if code < 0 else "on request"
+        raise TrainingInterrupted(
+            f"training {bundle.name} was ended from outside ({how})",
+            "to run to its end",
+            "start it again, it goes on from its checkpoint",
+        )
+    own = [line.removeprefix(ERROR_MARK) for line in last if line.startswith(ERROR_MARK)]
+    log = own[-1] if own else "\n".join(["its log ends with:", *last])
+    raise TrainingError(f"training {bundle.name} failed (exit code {code}): {log}")

@@ -1,0 +1,104 @@
+"""Cases as arrays mapped from disk: opened in no time, and never all in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cellmap_core.datalist import Datalist, Entry
+from cellmap_core.errors import NiftiError
+from cellmap_core.nifti import iter_slabs, read_dtype, read_grid, read_volume
+from cellmap_core.provenance import atomic_path, file_digest
+
+#: Folder of decompressed volumes inside a work_dir; it can be deleted at any time.
+CACHE_NAME = ".cache"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One case, mapped from disk.
+
+    Attributes
+    ----------
+    name : str
+        As users call it.
+    image : ndarray
+        Shape (z, y, x), any type.
+    label : ndarray or None
+        Shape (z, y, x), label ids; None for a case to predict.
+    annotated : ndarray of bool
+        One for each class, in the order of the table.
+    """
+
+    name: str
+    image: NDArray[Any]
+    label: NDArray[Any] | None
+    annotated: NDArray[np.bool_]
+
+    def labels_at(self, where: tuple[slice, ...], ids: int) -> NDArray[np.int64]:
+        """Label ids of a part, checked to be in a table of ``ids`` entries."""
+        assert self.label is not None
+        return check_ids(np.asarray(self.label[where]), ids, self.name)
+
+
+def check_ids(labels: NDArray[Any], ids: int, case: str) -> NDArray[np.int64]:
+    """Labels as int64, refused where the label table does not know one."""
+    low, high = (labels.min(), labels.max()) if labels.size else (0, 0)
+    if low < 0 or high >= ids:
+        raise NiftiError(
+            f"{case}: label id {low if low < 0 else high}",
+            f"ids 0 to {ids - 1} of the datalist's label_table",
+            "convert the crop again, or correct the label_table",
+        )
+    return labels.astype(np.int64)
+
+
+def open_cases(datalist: Datalist, entries: Sequence[Entry], cache: Path) -> tuple[Case, ...]:
+    """Open cases of a datalist (see `open_case`)."""
+    return tuple(open_case(datalist, entry, cache) for entry in entries)
+
+
+def open_case(datalist: Datalist, entry: Entry, cache: Path) -> Case:
+    """Open one case.
+
+    Raises
+    ------
+    NiftiError
+        A file is missing or damaged, or image and label differ in shape.
+    """
+    image = open_volume(datalist.path(entry.image), cache)
+    label = open_volume(datalist.path(entry.label), cache) if entry.label else None
+    if label is not None and label.shape != image.shape:
+        raise NiftiError(
+            f"{entry.name}: label of shape {label.shape}", f"that of the image, {image.shape}"
+        )
+    annotated = np.zeros(len(datalist.classes), dtype=bool)
+    annotated[[c - 1 for c in entry.annotated_classes]] = True
+    return Case(entry.name, image, label, annotated)
+
+
+def open_volume(path: Path, cache: Path) -> NDArray[Any]:
+    """Map a volume (z, y, x); a ``.nii.gz`` is decompressed once into ``cache``.
+
+    The copy's name is the digest of the compressed file, so a changed file gets a new copy.
+    """
+    if path.suffix != ".gz":
+        return read_volume(path)
+    shape, dtype = read_grid(path).shape_vox, read_dtype(path)
+    copy = cache / f"{file_digest(path)}.npy"
+    if not copy.is_file():
+        with atomic_path(copy) as temporary:
+            volume = np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)
+            start = 0
+            for slab in iter_slabs(path):
+                volume[start : start + len(slab)] = slab
+                start += len(slab)
+            volume.flush()
+            del volume
+    mapped: NDArray[Any] = np.load(copy, mmap_mode="r")
+    return mapped

@@ -1,0 +1,98 @@
+"""A real service for the tests: Prefect server, process work pool, deployments, worker."""
+
+import asyncio
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from deployments import local
+from tests.conftest import ROOT
+
+
+class Client:
+    """What a user and the UI see of the service."""
+
+    def __init__(self, home, service):
+        self.home = home
+        self.service = service
+
+    def command(self, *arguments):
+        """A Prefect command line, as a user types it."""
+        return subprocess.run(
+            [sys.executable, "-m", "prefect", *arguments],
+            env=local._environment(self.home, self.service),
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=500,
+        )
+
+    def run(self, deployment, **parameters):
+        """``prefect deployment run auto3dseg/… --watch``."""
+        given = json.dumps(parameters)
+        return self.command(
+            "deployment", "run", f"auto3dseg/{deployment}", "--watch", "--params", given
+        )
+
+    def ask(self, question):
+        """Ask the server with Prefect's own client."""
+        from prefect.client.orchestration import PrefectClient
+
+        async def talk():
+            async with PrefectClient(self.service.api_url) as client:
+                return await question(client)
+
+        return asyncio.run(talk())
+
+    def last_run(self):
+        from prefect.client.schemas.sorting import FlowRunSort
+
+        async def read(client):
+            runs = await client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=1)
+            return runs[0]
+
+        return self.ask(read)
+
+    def task_states(self, run):
+        from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+
+        async def read(client):
+            chosen = FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))
+            tasks = await client.read_task_runs(flow_run_filter=chosen)
+            return {task.name: task.state for task in tasks}
+
+        return self.ask(read)
+
+    def logs(self, run):
+        from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
+
+        async def read(client):
+            chosen = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id]))
+            return [log.message for log in await client.read_logs(chosen, limit=200)]
+
+        return self.ask(read)
+
+    def artifacts(self, run):
+        from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+
+        async def read(client):
+            chosen = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]))
+            return {a.key: a for a in await client.read_artifacts(artifact_filter=chosen)}
+
+        return self.ask(read)
+
+
+@pytest.fixture(scope="session")
+def client(tmp_path_factory):
+    """The service, up for all tests of this folder; its path has a space on purpose."""
+    home = tmp_path_factory.mktemp("service") / "a home"
+    service = local.start(home)
+    try:
+        yield Client(home, service)
+    finally:
+        local.stop(home)
+        assert not Path(f"/proc/{service.server_pid}").exists()

@@ -1,0 +1,177 @@
+"""The main job through a real server, work pool and worker, as a user starts it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from deployments import local
+
+TINY = {
+    "num_fold": 2,
+    "num_epochs": 2,
+    "overrides": {
+        "init_filters": 8,
+        "blocks_down": [1, 1],
+        "patch_size_vox": [16, 16, 16],
+        "batch_size": 2,
+        "num_steps_per_epoch": 2,
+    },
+}
+ARTIFACTS = {
+    "crops",
+    "crops-summary",
+    "datastats",
+    "datastats-classes",
+    "progress-segresnet-0",
+    "training-segresnet-0",
+    "training-segresnet-1",
+    "leaderboard",
+    "leaderboard-summary",
+    "ensemble",
+    "ensemble-cases",
+}
+
+
+@pytest.fixture(scope="module")
+def broken_phantom(phantom, tmp_path_factory):
+    """The phantom with one crop whose labels are gone."""
+    folder = tmp_path_factory.mktemp("broken") / "data"
+    shutil.copytree(phantom.parent, folder)
+    shutil.rmtree(folder / "phantom-a/phantom-a.zarr/recon-1/labels/groundtruth/crop3")
+    return folder / phantom.name
+
+
+@pytest.fixture(scope="module")
+def options(broken_phantom, tmp_path_factory):
+    work = tmp_path_factory.mktemp("full run")
+    return {
+        "datasplit": str(broken_phantom),
+        "output_dir": str(work / "nifti_data"),
+        "work_dir": str(work / "work_dir"),
+        **TINY,
+    }
+
+
+@pytest.fixture(scope="module")
+def first(client, options):
+    """The main job on a datasplit with a broken crop."""
+    return client.run("full", **options), client.last_run()
+
+
+def test_the_rest_is_done_and_the_broken_crop_is_named(first, options):
+    outcome, run = first
+    assert outcome.returncode == 1, outcome.stdout + outcome.stderr
+    assert run.state.is_failed()
+    assert "phantom-a/crop3" in run.state.message
+    assert "holds crop1, crop2" in run.state.message
+    predictions = Path(options["work_dir"]) / "ensemble_output"
+    assert (predictions / "phantom-b_crop6.zarr" / "mito" / "s0" / ".zarray").is_file()
+    assert not (predictions / "phantom-a_crop3.zarr").exists()
+
+
+def test_every_stage_is_a_task_and_publishes(first, client):
+    _, run = first
+    states = {name.split("-")[0]: state for name, state in client.task_states(run).items()}
+    assert set(states) == {
+        "convert", "analyze", "generate", "train segresnet_0", "train segresnet_1",
+        "leaderboard", "ensemble",
+    }  # fmt: skip
+    assert all(state.is_completed() for state in states.values())
+    artifacts = client.artifacts(run)
+    assert set(artifacts) >= ARTIFACTS
+    rows = json.loads(artifacts["crops"].data)
+    assert {r["status"] for r in rows if r["crop"] == "crop3"} == {"failed"}
+    leaderboard = json.loads(artifacts["leaderboard"].data)
+    assert {r["fold"] for r in leaderboard if r["algo"] == "segresnet"} >= {"0", "1"} or {
+        r["fold"] for r in leaderboard
+    } >= {0, 1}
+    assert all(len(a.data or "") < 300_000 for a in artifacts.values())
+
+
+def test_training_shows_its_epochs_while_it_goes_on(first, client):
+    _, run = first
+    assert client.artifacts(run)["progress-segresnet-0"].data == 100
+    lines = client.logs(run)
+    assert any("epoch 2/2" in line for line in lines), lines
+
+
+def test_there_is_no_traceback_of_bad_input(first, client):
+    _, run = first
+    assert not [line for line in client.logs(run) if "Traceback" in line]
+
+
+def test_a_second_run_does_nothing_and_says_so(first, client, options):
+    before = {
+        path: path.stat().st_mtime_ns
+        for folder in ("output_dir", "work_dir")
+        for path in Path(options[folder]).rglob("*")
+        if path.is_file() and path.suffix in {".gz", ".pt", ".yaml"}
+    }
+    assert before
+    outcome = client.run("full", **options, on_bad_crop="exclude")
+    run = client.last_run()
+    assert outcome.returncode == 0, outcome.stdout + outcome.stderr
+    assert run.state.name == "Cached"
+    assert "nothing to do" in run.state.message
+    states = client.task_states(run)
+    assert {state.name for name, state in states.items() if not name.startswith("leaderboard")} == {
+        "Cached"
+    }
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert set(client.artifacts(run)) >= ARTIFACTS
+
+
+@pytest.mark.parametrize("stage", ["convert", "analyze", "generate", "train", "ensemble"])
+def test_each_stage_is_a_deployment_that_takes_up_what_is_there(stage, first, client, options):
+    wanted = {
+        "convert": {"datasplit", "output_dir", "num_fold"},
+        "analyze": {"work_dir"},
+        "generate": {"work_dir", "num_fold", "num_epochs", "overrides"},
+        "train": {"work_dir", "num_fold"},
+        "ensemble": {"work_dir", "num_fold"},
+    }[stage]
+    given = {name: options[name] for name in wanted}
+    if stage == "convert":
+        given["on_bad_crop"] = "exclude"
+    if stage in ("analyze", "generate"):
+        given["datalist"] = f"{options['output_dir']}/datalist.json"
+    outcome = client.run(stage, **given)
+    assert outcome.returncode == 0, outcome.stdout + outcome.stderr
+    assert client.last_run().state.name == "Cached"
+
+
+def test_a_missing_datalist_fails_with_one_line(client, tmp_path):
+    outcome = client.run("analyze", datalist="/nowhere/datalist.json", work_dir=str(tmp_path / "w"))
+    run = client.last_run()
+    assert outcome.returncode == 1
+    assert run.state.message.startswith("no datalist at /nowhere/datalist.json; expected")
+    assert not [line for line in client.logs(run) if "Traceback" in line]
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "named"), [({"num_fold": 1}, "num_fold"), ({"epochs": 3}, "epochs")]
+)
+def test_bad_parameters_are_refused_when_the_run_is_asked_for(given, named, client):
+    outcome = client.run("full", **given)
+    assert outcome.returncode != 0
+    assert named in outcome.stdout + outcome.stderr
+
+
+def test_a_config_file_gives_what_is_not_given(client, options, tmp_path):
+    config = tmp_path / "site.yaml"
+    config.write_text("work_dir: /nowhere/at/all\nnum_fold: 2\n")
+    outcome = client.run("train", config=str(config), work_dir=options["work_dir"])
+    assert outcome.returncode == 0, outcome.stdout + outcome.stderr
+
+
+def test_a_second_service_in_the_same_folder_is_refused(client, capsys):
+    assert local.main(["up", "--home", str(client.home)]) == 1
+    assert "running already" in capsys.readouterr().out
+
+
+def test_down_without_a_service_says_so(tmp_path, capsys):
+    assert local.main(["down", "--home", str(tmp_path)]) == 0
+    assert "No service is running" in capsys.readouterr().out

@@ -1,0 +1,54 @@
+"""The main job on real EM: it must learn something, and predict every test crop."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+#: A small network that sees a membrane in a minute or two of two cores.
+OPTIONS = {
+    "target_spacing": [16, 16, 16],
+    "num_fold": 2,
+    "num_epochs": 6,
+    "overrides": {
+        "init_filters": 8,
+        "blocks_down": [1, 1, 1],
+        "patch_size_vox": [32, 32, 32],
+        "batch_size": 4,
+        "num_steps_per_epoch": 24,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def finished(client, real_em, tmp_path_factory):
+    work = tmp_path_factory.mktemp("real")
+    outcome = client.run(
+        "full",
+        datasplit=str(real_em / "datasplit.csv"),
+        test_manifest=str(real_em / "test_crop_manifest.csv"),
+        output_dir=str(work / "nifti_data"),
+        work_dir=str(work / "work_dir"),
+        **OPTIONS,
+    )
+    assert outcome.returncode == 0, outcome.stdout + outcome.stderr
+    return work / "work_dir"
+
+
+def test_membranes_beat_all_background_and_all_foreground(finished):
+    for fold in (0, 1):
+        result = json.loads((finished / f"segresnet_{fold}" / "model" / "result.json").read_text())
+        # All background has Dice 0 on a class that is present.
+        assert result["dice"]["pm"] > result["trivial_dice"]["pm"] > 0, result
+
+
+def test_there_is_a_prediction_for_every_test_crop(finished):
+    result = json.loads((finished / "ensemble_output" / "ensemble.json").read_text())
+    assert {case["case"] for case in result["cases"]} == {
+        "flyem_medulla-fib25-1/crop103",
+        "flyem_medulla-fib25-1/crop104",
+        "cardona_dros-vnc-1/crop113",
+    }
+    for case in result["cases"]:
+        assert (Path(case["prediction"]) / "pm" / "s0" / ".zarray").is_file()
+        assert 0 < case["foreground_fraction"]["pm"] < 1

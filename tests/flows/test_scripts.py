@@ -1,0 +1,72 @@
+"""The flows as scripts on a workstation, with no server."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+
+def script(name, *arguments, cwd, home=None):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
+    if home:
+        environment["PREFECT_HOME"] = str(home)
+    return subprocess.run(
+        [sys.executable, str(ROOT / "flows" / f"{name}.py"), *map(str, arguments)],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=400,
+    )
+
+
+def test_analyze_runs_with_no_server_from_any_folder(converted, tmp_path):
+    arguments = ("--datalist", converted.datalist, "--work_dir", tmp_path / "my work")
+    first = script("analyze", *arguments, cwd=tmp_path, home=tmp_path / "prefect")
+    assert first.returncode == 0, first.stderr
+    assert "4 made" in first.stdout
+    assert (tmp_path / "my work" / "datastats.yaml").is_file()
+    again = script("analyze", *arguments, cwd="/", home=tmp_path / "prefect")
+    assert again.returncode == 0, again.stderr
+    assert "nothing to do" in again.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("analyze", ["--datalst", "x"], "unknown option --datalst; did you mean --datalist"),
+        ("analyze", ["--datalist", "/no/list.json"], "no datalist at /no/list.json"),
+        ("convert", ["--datasplit", "/no/split.csv"], "no file /no/split.csv"),
+        ("convert", ["--scale", "best"], "scale='best'"),
+        ("full", ["--algos", "unet", "--datalist", "x"], "segresnet"),
+        ("full", [], "neither a datasplit nor a datalist"),
+        ("train", ["--work_dir", "nothing"], "no bundle segresnet_0 in nothing"),
+        ("generate", ["--num_fold", "1"], "num_fold='1'"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(name, arguments, message, tmp_path):
+    outcome = script(name, *arguments, cwd=tmp_path)
+    assert outcome.returncode == 2, outcome.stderr
+    assert message in outcome.stderr
+    assert len(outcome.stderr.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_datalist_with_fewer_crops_than_folds_is_refused(converted, tmp_path):
+    outcome = script("full", "--datalist", converted.datalist, "--num_fold", 9, cwd=tmp_path)
+    assert outcome.returncode == 2
+    assert "4 crops to train on; expected at least one for each of 9 folds" in outcome.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_help_names_every_option_of_the_request(tmp_path):
+    text = script("full", "--help", cwd=tmp_path).stdout
+    for option in (
+        "--datasplit", "--output_dir", "--scale", "--target_spacing", "--max_crops", "--mode",
+        "--work_dir", "--datalist", "--num_fold", "--num_epochs", "--algos",
+    ):  # fmt: skip
+        assert option in text

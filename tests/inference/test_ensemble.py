@@ -1,0 +1,157 @@
+"""The ensemble: a mean of probabilities, on the raw grid, done once."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from tiny_project import GRID, make_bundles, pretend_training
+
+from cellmap_core.datalist import read_datalist, write_datalist
+from cellmap_core.errors import EnsembleError
+from cellmap_core.inference.ensemble import ensemble
+from cellmap_core.inference.inferer import InferClass
+from cellmap_core.inference.ome_zarr import read_mask
+from cellmap_core.models import BundleRef
+from cellmap_core.nifti import read_grid, read_volume
+from cellmap_core.training.config import read_bundle_config
+
+
+@pytest.fixture
+def project(tmp_path):
+    bundles = make_bundles(tmp_path / "a project")
+    for number, bundle in enumerate(bundles):
+        pretend_training(bundle, number)
+    root = tmp_path / "a project"
+    return root / "nifti data" / "datalist.json", root / "work dir", bundles
+
+
+def probabilities(bundle: BundleRef, datalist) -> np.ndarray:
+    """(C, z, y, x), by the way MONAI takes."""
+    entry = read_datalist(datalist).testing[0]
+    inferer = InferClass([bundle.folder / "configs" / "hyper_parameters.yaml"])
+    return inferer.infer(datalist.parent / entry.image).numpy().transpose(0, 3, 2, 1)
+
+
+def test_prediction_is_the_mean_of_the_members(project):
+    datalist, work_dir, bundles = project
+    result = ensemble(datalist, work_dir, bundles)
+    assert (result.done, result.failures, result.members) == (1, (), ("segresnet_0", "segresnet_1"))
+    mean = np.mean([probabilities(b, datalist) for b in bundles], axis=0)
+    sure = np.abs(mean - 0.5) > 1e-5
+    case = result.cases[0]
+    for c, name in enumerate(("mito", "er")):
+        mask = read_mask(case.prediction, name)
+        assert 0 < mask.sum() < mask.size
+        assert np.array_equal(mask[sure[c]], (mean > 0.5)[c][sure[c]])
+        assert case.foreground_fraction[name] == mask.mean()
+    expected = np.where(mean.max(0) > 0.5, mean.argmax(0) + 1, 0)
+    labels = read_volume(work_dir / "ensemble_output" / "crop4.nii.gz")
+    clear = sure.all(axis=0) & (np.abs(mean[0] - mean[1]) > 1e-5)
+    assert np.array_equal(labels[clear], expected[clear])
+    assert read_grid(work_dir / "ensemble_output" / "crop4.nii.gz") == GRID
+
+
+def test_dice_counts_known_voxels_only(project):
+    datalist, work_dir, bundles = project
+    case = ensemble(datalist, work_dir, bundles).cases[0]
+    entry = read_datalist(datalist).testing[0]
+    label = read_volume(datalist.parent / entry.label)
+    mask = read_mask(case.prediction, "mito").astype(bool)
+    known, truth = label != 4, label == 1
+    hit = (mask & truth & known).sum()
+    assert case.dice["mito"] == pytest.approx(2 * hit / ((mask & known).sum() + truth.sum()))
+
+
+def test_untrained_channel_is_not_averaged_in(project, caplog):
+    datalist, work_dir, bundles = project
+    pretend_training(bundles[1], 1, learnt=("mito",))
+    case = ensemble(datalist, work_dir, bundles).cases[0]
+    alone = probabilities(bundles[0], datalist)[1]
+    assert np.array_equal(read_mask(case.prediction, "er"), alone > 0.5)
+    assert (probabilities(bundles[1], datalist)[1] == 0).all()
+    pretend_training(bundles[0], 0, learnt=("mito",))
+    case = ensemble(datalist, work_dir, bundles).cases[0]
+    assert set(case.dice) == {"mito"}
+    assert not (case.prediction / "er").exists()
+    assert "no prediction of er" in caplog.text
+
+
+def test_ome_zarr_says_where_it_is(project):
+    datalist, work_dir, bundles = project
+    folder = ensemble(datalist, work_dir, bundles).cases[0].prediction
+    attributes = json.loads((folder / "mito" / ".zattrs").read_text())
+    (scale,) = attributes["multiscales"]
+    assert scale["version"] == "0.4"
+    assert [(a["name"], a["unit"]) for a in scale["axes"]] == [(n, "nanometer") for n in "zyx"]
+    transforms = scale["datasets"][0]["coordinateTransformations"]
+    assert transforms[0]["scale"] == [8.0, 8.0, 8.0]
+    assert transforms[1]["translation"] == [104.0, 52.0, 26.0]
+    array = json.loads((folder / "mito" / "s0" / ".zarray").read_text())
+    assert (array["zarr_format"], array["dimension_separator"], array["dtype"]) == (2, "/", "|u1")
+    assert (folder / "mito" / "s0" / "0" / "0" / "0").is_file()
+
+
+def test_second_run_predicts_nothing_and_a_new_model_does(project, monkeypatch):
+    datalist, work_dir, bundles = project
+    first = ensemble(datalist, work_dir, bundles)
+    with monkeypatch.context() as patch:
+        patch.setattr("cellmap_core.inference.ensemble.predict_case", None)
+        again = ensemble(datalist, work_dir, bundles)
+    assert again.up_to_date
+    assert again.cases == first.cases
+    pretend_training(bundles[0], 7)
+    assert ensemble(datalist, work_dir, bundles).done == 1
+    shutil.rmtree(first.cases[0].prediction / "er")
+    assert ensemble(datalist, work_dir, bundles).done == 1
+    leftovers = [p.name for p in (work_dir / "ensemble_output").iterdir()]
+    assert sorted(leftovers) == [".receipts", "crop4.nii.gz", "crop4.zarr", "ensemble.json"]
+
+
+def test_bad_case_and_untrained_member_fail_by_name(project):
+    datalist, work_dir, bundles = project
+    cases = read_datalist(datalist)
+    gone = cases.testing[0].model_copy(update={"image": "images/gone.nii", "cellmap": None})
+    testing = (gone, *cases.testing)
+    write_datalist(datalist, cases.model_copy(update={"testing": testing}))
+    (bundles[1].folder / "model" / "best.pt").unlink()
+    result = ensemble(datalist, work_dir, bundles)
+    assert [f.item for f in result.failures] == ["segresnet_1", "gone.nii"]
+    assert "train it first" in result.failures[0].reason
+    assert [c.case for c in result.cases] == ["jrc_tiny/crop4"]
+    assert result.members == ("segresnet_0",)
+    written = json.loads((work_dir / "ensemble_output" / "ensemble.json").read_text())
+    assert len(written["failures"]) == 2
+
+
+def test_nothing_to_predict_or_to_predict_with_is_an_error(project):
+    datalist, work_dir, bundles = project
+    for bundle in bundles:
+        shutil.rmtree(bundle.folder / "model")
+    with pytest.raises(EnsembleError, match=r"no trained model .*segresnet_0"):
+        ensemble(datalist, work_dir, bundles)
+    cases = read_datalist(datalist)
+    write_datalist(datalist, cases.model_copy(update={"testing": ()}))
+    with pytest.raises(EnsembleError, match=r"no testing case; .*convert again"):
+        ensemble(datalist, work_dir, bundles)
+    same = cases.testing * 2
+    write_datalist(datalist, cases.model_copy(update={"testing": same}))
+    with pytest.raises(EnsembleError, match="several testing images are called crop4"):
+        ensemble(datalist, work_dir, bundles)
+
+
+def test_unlabelled_case_has_no_score(project):
+    datalist, work_dir, bundles = project
+    cases = read_datalist(datalist)
+    testing = tuple(e.model_copy(update={"label": None}) for e in cases.testing)
+    write_datalist(datalist, cases.model_copy(update={"testing": testing}))
+    case = ensemble(datalist, work_dir, bundles).cases[0]
+    assert case.dice == {}
+    assert set(case.foreground_fraction) == {"mito", "er"}
+
+
+def test_inferer_takes_overrides(project):
+    _, _, bundles = project
+    path = bundles[0].folder / "configs" / "hyper_parameters.yaml"
+    assert InferClass(str(path), overlap=0.0).config.overlap == 0
+    assert read_bundle_config(bundles[0].folder).overlap == 0.25

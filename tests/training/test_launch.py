@@ -1,0 +1,183 @@
+"""Training as its own process: followed, ended, gone on with, and not done twice."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tiny_project import make_bundles
+
+from cellmap_core.errors import BundleError, TrainingError, TrainingInterrupted
+from cellmap_core.models import BundleRef
+from cellmap_core.training.entry import parse
+from cellmap_core.training.launch import command, read_result, train_bundle
+
+
+def nothing(_):
+    pass
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Two folds trained for two epochs, with what each said."""
+    bundles = make_bundles(tmp_path_factory.mktemp("a project"))
+    said = []
+    for bundle in bundles:
+        lines, epochs = [], []
+        result = train_bundle(bundle, lines.append, epochs.append, threads=1)
+        said.append((bundle, result, lines, epochs))
+    return said
+
+
+def test_training_learns_and_is_followed(trained):
+    for bundle, result, lines, epochs in trained:
+        assert (result.done, result.current, result.epochs) == (1, 0, 2)
+        assert [e["epoch"] for e in epochs] == [1, 2]
+        assert epochs[1]["loss"] < epochs[0]["loss"]
+        assert result.mean_dice > 2 * max(result.trivial_dice.values())
+        assert sum(f"{bundle.name} epoch" in line for line in lines) == 2
+        assert result.checkpoint == bundle.folder / "model" / "best.pt"
+
+
+def test_second_call_starts_no_process(trained, monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", None)
+    for bundle, result, _, _ in trained:
+        again = train_bundle(bundle, nothing, nothing)
+        assert again.up_to_date
+        assert again.model_copy(update={"done": 1, "current": 0}) == result
+
+
+def test_changed_model_or_configuration_is_not_current(trained):
+    bundle = trained[0][0]
+    path = bundle.folder / "configs" / "hyper_parameters.yaml"
+    text = path.read_text()
+    path.write_text(text.replace("seed: 0", "seed: 1"))
+    assert read_result(bundle) is None
+    path.write_text(text)
+    assert read_result(bundle) is not None
+    best = bundle.folder / "model" / "best.pt"
+    data = best.read_bytes()
+    best.write_bytes(data[:-1])
+    assert read_result(bundle) is None
+    best.write_bytes(data)
+
+
+def test_interrupting_the_parent_ends_the_child_and_it_goes_on(tmp_path):
+    bundle = make_bundles(tmp_path / "p", num_epochs=3)[0]
+    pids = []
+
+    def leave(line):
+        if "epoch 1/3" in line:
+            task = Path(f"/proc/{os.getpid()}/task/{threading.get_native_id()}/children")
+            pids.extend(int(p) for p in task.read_text().split())
+            assert pids
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_bundle(bundle, leave, nothing, threads=1)
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    state = torch.load(bundle.folder / "model" / "last.pt", weights_only=True)
+    assert 1 <= state["epoch"] <= 2
+    lines, epochs = [], []
+    train_bundle(bundle, lines.append, epochs.append, threads=1)
+    assert "goes on from epoch" in lines[0]
+    assert [e["epoch"] for e in epochs] == list(range(state["epoch"] + 1, 4))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_child_ended_from_outside_may_be_tried_again(tmp_path, number):
+    bundle = make_bundles(tmp_path, num_epochs=500)[0]
+    argv = command(bundle.folder)
+
+    def kill(line):
+        if "epoch 1/500" in line:
+            found = subprocess.run(["pgrep", "-f", argv[1]], capture_output=True, text=True)
+            os.kill(int(found.stdout.split()[0]), number)
+
+    with pytest.raises(TrainingInterrupted, match="goes on from its checkpoint") as error:
+        train_bundle(bundle, kill, nothing, threads=1)
+    assert error.value.may_pass
+    assert (bundle.folder / "model" / "last.pt").is_file()
+
+
+def test_child_ends_when_its_parent_is_gone(tmp_path):
+    bundle = make_bundles(tmp_path, num_epochs=500)[0]
+    script = (
+        "import sys; from pathlib import Path; from cellmap_core.models import BundleRef;"
+        "from cellmap_core.training.launch import train_bundle;"
+        "b = BundleRef(algo='segresnet', fold=0, folder=Path(sys.argv[1]));"
+        "train_bundle(b, lambda line: print(line, flush=True), lambda e: None, threads=1)"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script, str(bundle.folder)], stdout=subprocess.PIPE, text=True
+    )
+    assert "epoch 1/500" in parent.stdout.readline()
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 60
+    pattern = ["pgrep", "-f", command(bundle.folder)[1]]
+    while subprocess.run(pattern, capture_output=True, check=False).returncode == 0:
+        assert time.monotonic() < deadline, "the training outlived its parent"
+        time.sleep(0.2)
+    parent.stdout.close()
+
+
+def test_failure_is_one_clear_line(tmp_path):
+    bundle = make_bundles(tmp_path)[0]
+    (tmp_path / "nifti data" / "labels" / "crop1.nii").unlink()
+    with pytest.raises(TrainingError) as error:
+        train_bundle(bundle, nothing, nothing, threads=1)
+    assert str(error.value).startswith("training segresnet_0 failed (exit code 1): no file ")
+    assert "Traceback" not in str(error.value)
+
+
+def test_crash_shows_the_end_of_the_log(tmp_path):
+    bundle = make_bundles(tmp_path)[0]
+    (bundle.folder / "scripts" / "train.py").write_text("print('before')\nraise ValueError('x')\n")
+    with pytest.raises(TrainingError, match=r"(?s)before.*ValueError: x"):
+        train_bundle(bundle, nothing, nothing)
+
+
+def test_no_bundle_is_told(tmp_path):
+    with pytest.raises(BundleError, match="run the generate stage first"):
+        train_bundle(BundleRef(algo="a", fold=0, folder=tmp_path / "a_0"), nothing, nothing)
+
+
+def test_command_line_as_monai_writes_it():
+    files, values = parse(["run", "--config_file='/a b/c.yaml,/d.yaml'", "--num_epochs=3"])
+    assert [str(f) for f in files] == ["/a b/c.yaml", "/d.yaml"]
+    assert values == {"num_epochs": "3"}
+
+
+def test_overrides_of_the_command_line_are_used_and_checked(tmp_path):
+    bundle = make_bundles(tmp_path)[0]
+    argv = command(bundle.folder, {"num_epochs": 1})
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    assert "epoch 1/1" in done.stdout
+    bad = subprocess.run(
+        command(bundle.folder, {"epochs": 1}), capture_output=True, text=True, check=False
+    )
+    assert bad.returncode == 2
+    assert "unknown override epochs" in bad.stdout
+
+
+def test_starting_a_training_does_not_import_torch():
+    modules = (
+        "cellmap_core.training.launch, cellmap_core.training.rules, cellmap_core.bundles.generate,"
+        "cellmap_core.bundles.names, cellmap_core.training.patches"
+    )
+    check = f"import sys, {modules}; sys.exit(bool({{'torch', 'monai'}} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
+def test_config_of_a_bundle_is_readable_yaml(trained):
+    path = trained[0][0].folder / "configs" / "hyper_parameters.yaml"
+    assert yaml.safe_load(path.read_text())["rules"]["normalisation"]["reason"]
