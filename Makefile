@@ -2,6 +2,8 @@
 # Recipes name files relative to this folder, so spaces in the path to it do no harm.
 
 PYTHON ?= python3
+# More options for pip, such as --extra-index-url for a CUDA build of torch.
+PIP ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -20,7 +22,7 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info[:2] == (3, 11) else "Python 3.11 is needed, found " + sys.version.split()[0] + "; name one: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet $(PIP) --constraint constraints.txt --editable '.[dev]'
 	@touch $(STAMP)
 
 run: $(STAMP)

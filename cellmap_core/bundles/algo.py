@@ -10,7 +10,6 @@ from typing import Any
 import yaml
 from monai.apps.auto3dseg.bundle_gen import BundleAlgo
 
-from cellmap_core.bundles.names import DATALIST_KEY
 from cellmap_core.datalist import read_datalist
 from cellmap_core.training.config import CONFIG_NAME, write_config
 from cellmap_core.training.history import PROGRESS_NAME
@@ -48,7 +47,7 @@ class CellmapAlgo(BundleAlgo):
             MONAI's record of what was filled: file name → values.
         """
         source = yaml.safe_load(Path(self.data_list_file).read_text(encoding="utf-8"))
-        datalist = Path(source.get(DATALIST_KEY, source["datalist"])).resolve()
+        datalist = Path(source["datalist"]).resolve()
         folder = Path(algo_path).resolve()
         identity = {
             "algo": self.name,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from cellmap_core.bundles.names import DATALIST_KEY, OWN_TEMPLATES, check_algos
+from cellmap_core.bundles.names import OWN_TEMPLATES, check_algos
 from cellmap_core.datalist import Datalist, read_datalist
 from cellmap_core.errors import BundleError, DatalistError, StatisticsError
 from cellmap_core.models import BundleRef, GenerateResult
@@ -25,7 +24,6 @@ logger = logging.getLogger(__name__)
 
 _RECEIPT_NAME = "generate.json"
 _SOURCE_NAME = "data_src_cfg.yaml"
-_MONAI_DATALIST_NAME = "datalist_monai.json"
 
 
 def generate(
@@ -75,10 +73,12 @@ def generate(
         for algo in options.algos
         for fold in wanted
     ]
-    inputs = [options.num_epochs, overrides, file_digest(datalist), file_digest(datastats)]
+    # Cases to predict do not make a model: a new one must not cost days of training.
+    document = cases.model_copy(update={"testing": (), "notes": ()}).to_json()
+    inputs = [options.num_epochs, overrides, document, file_digest(datastats)]
     keys = {b.name: _key(b, inputs, options.templates or OWN_TEMPLATES) for b in bundles}
     stale = [b for b in bundles if not _is_current(b, keys[b.name])]
-    _write_source(work_dir, datalist, cases)
+    _write_source(work_dir, datalist)
     if stale:
         extra = {"num_epochs": options.num_epochs, "overrides": overrides}
         _export(stale, keys, work_dir, datastats, options.templates or OWN_TEMPLATES, extra)
@@ -121,31 +121,20 @@ def _is_current(bundle: BundleRef, key: str) -> bool:
     return False
 
 
-def _write_source(work_dir: Path, datalist: Path, cases: Datalist) -> None:
+def _write_source(work_dir: Path, datalist: Path) -> None:
     """Write the description of the data that MONAI's runners read, where it changed."""
-    monai_list = work_dir / _MONAI_DATALIST_NAME
     source = {
         "name": "cellmap",
         "task": "segmentation",
         # Auto3DSeg knows CT and MRI; MRI means intensities without an absolute scale, as in EM.
         "modality": "MRI",
-        "datalist": str(monai_list),
-        "dataroot": str(cases.folder),
-        DATALIST_KEY: str(datalist.resolve()),
+        "datalist": str(datalist.resolve()),
+        "dataroot": str(datalist.resolve().parent),
         "sigmoid": True,
     }
-    # MONAI takes every list of an entry for file names and ends at annotated_classes.
-    keep = {"image", "label", "fold"}
-    document = cases.to_json()
-    for part in ("training", "testing"):
-        document[part] = [{k: e[k] for k in e if k in keep} for e in document[part]]
-    texts = {
-        monai_list: json.dumps(document, indent=2) + "\n",
-        work_dir / _SOURCE_NAME: yaml.safe_dump(source, sort_keys=False),
-    }
-    for path, text in texts.items():
-        if not path.is_file() or path.read_text(encoding="utf-8") != text:
-            write_text(path, text)
+    path, text = work_dir / _SOURCE_NAME, yaml.safe_dump(source, sort_keys=False)
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        write_text(path, text)
 
 
 def _export(

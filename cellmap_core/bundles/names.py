@@ -10,9 +10,6 @@ from cellmap_core.errors import BundleError, OptionError
 #: The project's own templates; nothing is downloaded at run time.
 OWN_TEMPLATES: Path = Path(__file__).resolve().parent / "templates"
 
-#: Our datalist in ``data_src_cfg.yaml``; ``datalist`` there is MONAI's reading of it.
-DATALIST_KEY = "cellmap_datalist"
-
 
 def available_algos(templates: Path | None = None) -> tuple[str, ...]:
     """Names of the algorithms in a template folder.

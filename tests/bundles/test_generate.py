@@ -46,7 +46,7 @@ def test_bundles_are_where_auto3dseg_has_them(make):
         assert (config.fold, config.num_epochs, config.init_filters) == (bundle.fold, 2, 8)
     assert (make.work_dir / "algorithm_templates" / "segresnet" / "scripts" / "algo.py").is_file()
     source = yaml.safe_load((make.work_dir / "data_src_cfg.yaml").read_text())
-    assert source["cellmap_datalist"] == str(make.datalist)
+    assert source["datalist"] == str(make.datalist)
 
 
 def test_second_run_touches_nothing(make):
