@@ -37,14 +37,15 @@ _STOP_SECONDS = 20
 #: Options of the demonstration: a network that trains in a minute on two cores.
 DEMO_OPTIONS = {
     "num_fold": 2,
-    "num_epochs": 8,
+    "num_epochs": 5,
     "algos": ["segresnet"],
     "overrides": {
         "init_filters": 8,
         "blocks_down": [1, 1, 1],
         "patch_size_vox": [32, 32, 32],
         "batch_size": 4,
-        "num_steps_per_epoch": 16,
+        "num_steps_per_epoch": 24,
+        "learning_rate": 0.002,
     },
 }
 

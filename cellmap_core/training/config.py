@@ -90,7 +90,7 @@ class TrainConfig(Frozen):
     weight_decay: Annotated[float, Field(ge=0)] = 1e-5
     normalisation: Normalisation
     augment: bool = True
-    overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    overlap: Annotated[float, Field(ge=0, lt=1)] = 0.25
     sw_batch_size: _Positive = 1
     amp: bool = True
     seed: int = 0

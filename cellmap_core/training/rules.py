@@ -21,6 +21,8 @@ _PATCH_EDGE_VOX = 96
 _PATCH_MIN_VOX = 32
 _PATCH_MULTIPLE = 16
 _MAX_LEVELS = 5
+# Filters of the first level of Auto3DSeg's SegResNet.
+_WIDTH = 32
 _BOTTLENECK_VOX = 4
 _BLOCKS_DOWN = (1, 2, 2, 4, 4)
 
@@ -173,7 +175,7 @@ def _dsdepth(_: Facts, values: Mapping[str, Any]) -> _Made:
 
 
 def _filters(_: Facts, __: Mapping[str, Any]) -> _Made:
-    return 32, "the width of Auto3DSeg's own SegResNet", {}
+    return _WIDTH, "the width of Auto3DSeg's own SegResNet", {}
 
 
 def _batch(_: Facts, values: Mapping[str, Any]) -> _Made:
@@ -195,8 +197,14 @@ def _steps(facts: Facts, values: Mapping[str, Any]) -> _Made:
     )
 
 
-def _rate(_: Facts, __: Mapping[str, Any]) -> _Made:
-    return 2e-4, "Auto3DSeg's SegResNet with AdamW; falls to 0 along a cosine", {}
+def _rate(_: Facts, values: Mapping[str, Any]) -> _Made:
+    width = values["init_filters"]
+    return (
+        2e-4 * _WIDTH / width,
+        f"Auto3DSeg's 2e-4 for {_WIDTH} filters with AdamW, inversely to the width: Adam's steps "
+        "add up over a layer's inputs; falls to 0 along a cosine",
+        {"init_filters": width},
+    )
 
 
 def _normalisation(facts: Facts, _: Mapping[str, Any]) -> _Made:

@@ -30,6 +30,8 @@ from cellmap_core.training.volumes import CACHE_NAME
 
 logger = logging.getLogger(__name__)
 
+_LAYOUT = torch.channels_last_3d
+
 
 class Trainer:
     """Trains one bundle, from its start or from its last checkpoint.
@@ -63,7 +65,8 @@ class Trainer:
         self.data = open_fold(config, bundle.parent / CACHE_NAME)
         self._look_up = torch.from_numpy(self.data.look_up).to(self.device)
         torch.manual_seed(config.seed)
-        self.network = build_network(config).to(self.device)
+        # Channels last is what convolutions are fastest with, on a CPU (a third) and on CUDA.
+        self.network = build_network(config).to(self.device, memory_format=_LAYOUT)
         self._optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
@@ -102,7 +105,7 @@ class Trainer:
 
     def _take_step(self, batch: Batch) -> None:
         """One step of the optimizer; none where nothing in the batch is known."""
-        image = torch.from_numpy(batch.image).to(self.device)
+        image = torch.from_numpy(batch.image).to(self.device, memory_format=_LAYOUT)
         if self.config.augment:
             image = jitter(image, self.config.seed + self._step)
         target, mask = expand(

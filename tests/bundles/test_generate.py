@@ -79,7 +79,8 @@ def test_stale_bundle_is_made_anew_without_its_model(make, change, tmp_path):
         options["overrides"] = {"seed": 3}
     elif change == "datalist":
         cases = read_datalist(make.datalist)
-        write_datalist(make.datalist, cases.model_copy(update={"notes": ("changed",)}))
+        fewer = tuple(e.model_copy(update={"annotated_classes": (1,)}) for e in cases.training)
+        write_datalist(make.datalist, cases.model_copy(update={"training": fewer}))
     elif change == "datastats":
         make_datastats(make.stats, mean=99.0)
     else:
@@ -88,6 +89,15 @@ def test_stale_bundle_is_made_anew_without_its_model(make, change, tmp_path):
     result = make(**options)
     assert (result.done, result.current) == (2, 0)
     assert not any((b.folder / "model").exists() for b in result.bundles)
+
+
+def test_another_case_to_predict_keeps_the_models(make):
+    kept = make().bundles[0]
+    pretend_training(kept, 1)
+    cases = read_datalist(make.datalist)
+    write_datalist(make.datalist, cases.model_copy(update={"testing": cases.training[:1]}))
+    assert make().current == 2
+    assert (kept.folder / "model").exists()
 
 
 def test_half_made_bundle_is_made_anew(make):

@@ -9,13 +9,15 @@ import pytest
 OPTIONS = {
     "target_spacing": [16, 16, 16],
     "num_fold": 2,
-    "num_epochs": 6,
+    "num_epochs": 2,
     "overrides": {
         "init_filters": 8,
         "blocks_down": [1, 1, 1],
         "patch_size_vox": [32, 32, 32],
         "batch_size": 4,
-        "num_steps_per_epoch": 24,
+        "num_steps_per_epoch": 60,
+        "learning_rate": 0.002,
+        "overlap": 0.1,
     },
 }
 
