@@ -136,9 +136,11 @@ def start(home: Path) -> Service:
     """
     (home / "logs").mkdir(parents=True, exist_ok=True)
     port = _free_port()
+    service = Service(url=f"http://127.0.0.1:{port}", server_pid=0)
+    # The server is told its own address too: the UI asks there, not at the usual port.
     command = ["server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    server = _background(home, "server", command, None)
-    service = Service(url=f"http://127.0.0.1:{port}", server_pid=server.pid)
+    server = _background(home, "server", command, service)
+    service = service.model_copy(update={"server_pid": server.pid})
     _record(home, service)
     try:
         _wait_healthy(home, service, server)
@@ -171,19 +173,18 @@ def _refuse_second(home: Path) -> None:
     stop(home)  # Half of one may be left by a killed run.
 
 
-def _environment(home: Path, service: Service | None) -> dict[str, str]:
+def _environment(home: Path, service: Service) -> dict[str, str]:
     """The environment of every Prefect process of this service, and of no other."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
     own = {
         "PREFECT_HOME": str(home / "prefect"),
+        "PREFECT_API_URL": service.api_url,
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         # The classic UI asks no outside host for anything.
         "PREFECT_SERVER_UI_V2_ENABLED": "false",
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
     }
-    if service:
-        own["PREFECT_API_URL"] = service.api_url
     return kept | own
 
 
@@ -210,7 +211,7 @@ def _step(home: Path, arguments: Sequence[str], service: Service) -> None:
 
 
 def _background(
-    home: Path, name: str, arguments: Sequence[str], service: Service | None
+    home: Path, name: str, arguments: Sequence[str], service: Service
 ) -> subprocess.Popen[bytes]:
     """Start a Prefect process that outlives this one, as the head of its own group."""
     with (home / "logs" / f"{name}.log").open("ab") as log:
@@ -253,6 +254,8 @@ def _free_port() -> int:
     """Prefect's usual port where it is free, else any."""
     for port in (_USUAL_PORT, 0):
         with socket.socket() as probe:
+            # A port whose last server just ended is free, though it lingers in TIME_WAIT.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -89,8 +88,6 @@ def shell(
         check(options)
     except CellmapError as error:
         return command_line.fail(error, error.exit_code)
-    # Prefect keeps the library's lines for its server; a shell user wants to see them too.
-    logging.getLogger("cellmap_core").propagate = True
     with _api():
         state = flow(**dict(options), return_state=True)
     return _report(state)

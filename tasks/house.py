@@ -75,3 +75,5 @@ class _OneLine(logging.Filter):
 
 for _name in ("prefect.task_runs", "prefect.flow_runs"):
     logging.getLogger(_name).addFilter(_OneLine())
+# PREFECT_LOGGING_EXTRA_LOGGERS gives the library's logger its handlers, but leaves its level.
+logging.getLogger("cellmap_core").setLevel(logging.INFO)

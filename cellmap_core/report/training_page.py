@@ -111,7 +111,7 @@ def _class_rows(result: TrainResult) -> list[dict[str, Cell]]:
     rows: list[dict[str, Cell]] = []
     for name, dice in result.dice.items():
         trivial = result.trivial_dice.get(name)
-        gain = None if dice is None or trivial is None else dice - trivial
+        gain = None if dice is None or trivial is None else round(dice - trivial, 3)
         rows.append({"class": name, "Dice": dice, "trivial": trivial, "gain": gain})
     return sorted(rows, key=lambda r: str(r["class"]))
 

@@ -66,7 +66,8 @@ class Trainer:
         self._look_up = torch.from_numpy(self.data.look_up).to(self.device)
         torch.manual_seed(config.seed)
         # Channels last is what convolutions are fastest with, on a CPU (a third) and on CUDA.
-        self.network = build_network(config).to(self.device, memory_format=_LAYOUT)
+        self.network = build_network(config).to(self.device)
+        self.network.to(memory_format=_LAYOUT)  # type: ignore[call-overload]
         self._optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,16 @@ def test_training_shows_its_epochs_while_it_goes_on(first, client):
     assert client.artifacts(run)["progress-segresnet-0"].data == 100
     lines = client.logs(run)
     assert any("epoch 2/2" in line for line in lines), lines
+
+
+def test_the_librarys_own_lines_are_in_the_runs_log(first, client):
+    _, run = first
+    assert any(line.startswith("phantom-b/crop5 (") for line in client.logs(run))
+
+
+def test_the_ui_asks_its_own_server(client):
+    with urllib.request.urlopen(f"{client.service.url}/ui-settings", timeout=10) as answer:
+        assert json.load(answer)["api_url"] == client.service.api_url
 
 
 def test_there_is_no_traceback_of_bad_input(first, client):
