@@ -161,8 +161,11 @@ def read_crop(ref: CropRef, classes: tuple[str, ...], options: ConvertOptions) -
         if may_pass(error):
             raise
         status: Status = "excluded" if isinstance(error, CropExcluded) else "failed"
-        _discard(ref, options)
-        return ReadCrop(ref=ref, row=CropRow.of_ref(ref, status, str(error)))
+        return _not_converted(ref, options, status, str(error))
+    except Exception as error:
+        # One crop must not end the others, whatever a codec or a store comes up with.
+        logger.exception("%s failed unexpectedly", ref.name)
+        return _not_converted(ref, options, "failed", f"unexpected {error!r}")
 
 
 def write_label(job: _LabelJob, output: Path, options: ConvertOptions) -> bool:
@@ -214,8 +217,8 @@ def _read_open_crop(crop: Crop, classes: tuple[str, ...], options: ConvertOption
     )
 
 
-def _discard(ref: CropRef, options: ConvertOptions) -> None:
-    """Remove what an earlier run or half of this one left of a crop that is not converted."""
+def _not_converted(ref: CropRef, options: ConvertOptions, status: Status, reason: str) -> ReadCrop:
+    """The row of a crop that is not there; what an earlier run or half of this one left goes."""
     output, name = options.output_dir, f"{ref.stem}{nifti.suffix(options.compression)}"
     cache = output / ".cache"
     for path in (
@@ -226,6 +229,7 @@ def _discard(ref: CropRef, options: ConvertOptions) -> None:
         output / "labels" / name,
     ):
         path.unlink(missing_ok=True)
+    return ReadCrop(ref=ref, row=CropRow.of_ref(ref, status, reason))
 
 
 def _write_crop(

@@ -1,6 +1,7 @@
 """Fixtures that every room uses: the phantom, converted once, and the real EM where it is."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,14 @@ def skip(reason):
     if os.environ.get("AUTO3DSEG_REQUIRE_ALL"):
         pytest.fail(f"required here, but {reason}")
     pytest.skip(reason)
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    """Keep torch, where a test has it, from taking every core."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

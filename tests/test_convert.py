@@ -322,3 +322,20 @@ def test_native_spacing_is_the_labels_own(phantom, tmp_path):
     result = run(phantom, tmp_path, target_spacing="native", max_crops=2)
     assert {r["output_voxel_nm"] for r in rows(result).values()} == {"4 4 4"}
     assert {r["output_shape"] for r in rows(result).values()} == {"80 80 80"}
+
+
+def test_whatever_a_crop_comes_up_with_the_rest_goes_on(phantom, tmp_path, monkeypatch):
+    from cellmap_core import convert as module
+
+    real = module.open_crop
+
+    def odd(ref, *others):
+        if ref.crop == "crop2":
+            raise ZeroDivisionError("in some codec")
+        return real(ref, *others)
+
+    monkeypatch.setattr(module, "open_crop", odd)
+    result = run(phantom, tmp_path)
+    assert [f.item for f in result.failures] == ["phantom-a/crop2"]
+    assert "in some codec" in result.failures[0].reason
+    assert result.done == 5

@@ -11,7 +11,7 @@ from cellmap_core.models import Failure, Frozen
 
 # Below a thousandth of the known voxels a uniform sampler hardly ever meets a class.
 _RARE_FRACTION = 1e-3
-# With fewer crops than the default number of folds some fold validates without the class.
+# Of one or two crops with a class, most folds validate, or train, without it.
 _FEW_CROPS = 3
 # Networks halve the patch up to five times.
 _PATCH_STEP = 32

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from tiny_project import TINY, make_datastats, make_project, pretend_training
 
 from cellmap_core.bundles.generate import generate
 from cellmap_core.bundles.names import OWN_TEMPLATES, available_algos, check_algos
@@ -15,6 +14,7 @@ from cellmap_core.datalist import read_datalist, write_datalist
 from cellmap_core.errors import BundleError, DatalistError, OptionError, StatisticsError
 from cellmap_core.options import GenerateOptions
 from cellmap_core.training.config import read_bundle_config
+from tests.tiny_project import TINY, make_datastats, make_project, pretend_training
 
 
 @pytest.fixture

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from tiny_project import make_bundles
 
 from cellmap_core.inference.blocks import blocks, plan_blocks, predict_block
 from cellmap_core.training.config import read_bundle_config
+from tests.tiny_project import make_bundles
 
 
 @pytest.fixture(scope="module")

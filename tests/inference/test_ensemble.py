@@ -5,7 +5,6 @@ import shutil
 
 import numpy as np
 import pytest
-from tiny_project import GRID, make_bundles, pretend_training
 
 from cellmap_core.datalist import read_datalist, write_datalist
 from cellmap_core.errors import EnsembleError
@@ -15,6 +14,7 @@ from cellmap_core.inference.ome_zarr import read_mask
 from cellmap_core.models import BundleRef
 from cellmap_core.nifti import read_grid, read_volume
 from cellmap_core.training.config import read_bundle_config
+from tests.tiny_project import GRID, make_bundles, pretend_training
 
 
 @pytest.fixture

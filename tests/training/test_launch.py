@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from tiny_project import make_bundles
 
 from cellmap_core.errors import BundleError, TrainingError, TrainingInterrupted
 from cellmap_core.models import BundleRef
 from cellmap_core.training.entry import parse
 from cellmap_core.training.launch import command, read_result, train_bundle
+from tests.tiny_project import make_bundles
 
 
 def nothing(_):

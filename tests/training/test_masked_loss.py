@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from tiny_project import TABLE
 
 from cellmap_core.training.loss import masked_loss
 from cellmap_core.training.metrics import DiceCounts, known_target, mean_dice
 from cellmap_core.training.patches import expand, look_up
+from tests.tiny_project import TABLE
 
 STATES = torch.from_numpy(look_up(TABLE))
 

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tiny_project import GRID, TABLE, make_crop, make_project
 
 from cellmap_core.datalist import read_datalist
 from cellmap_core.errors import NiftiError, TrainingError
@@ -14,6 +13,7 @@ from cellmap_core.training.config import Normalisation, make_config
 from cellmap_core.training.patches import PatchSampler
 from cellmap_core.training.presence import KEPT_VOXELS, find_presence
 from cellmap_core.training.volumes import Case, open_volume
+from tests.tiny_project import GRID, TABLE, make_crop, make_project
 
 IDENTITY = Normalisation(clip_low=-1e9, clip_high=1e9, mean=0, stdev=1)
 

@@ -1,12 +1,12 @@
 """From datastats to values, with reasons."""
 
 import pytest
-from tiny_project import TINY, make_datastats, make_project
 
 from cellmap_core.datalist import read_datalist
 from cellmap_core.errors import BundleError, OptionError, StatisticsError
 from cellmap_core.training.config import read_config, write_config
 from cellmap_core.training.rules import Facts, derive, read_facts
+from tests.tiny_project import TINY, make_datastats, make_project
 
 
 @pytest.fixture

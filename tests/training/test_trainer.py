@@ -6,12 +6,12 @@ import shutil
 import pytest
 import torch
 import yaml
-from tiny_project import make_bundles
 
 from cellmap_core.datalist import read_datalist, write_datalist
 from cellmap_core.errors import CheckpointError, TrainingError, TrainingInterrupted
 from cellmap_core.training.config import read_bundle_config
 from cellmap_core.training.trainer import Trainer
+from tests.tiny_project import make_bundles
 
 
 @pytest.fixture(scope="module")
