@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import zarr
@@ -19,6 +19,14 @@ from cellmap_core.grid import Box, Grid, Shape, Triple
 from cellmap_core.label_table import ABSENT, UNKNOWN
 from cellmap_core.multiscale import Level, choose_level, read_levels
 from cellmap_core.options import ConvertOptions
+from cellmap_core.provenance import key_of
+
+
+class Survey(NamedTuple):
+    """What is stored under a block: grids of the missing chunks, digest of what is there."""
+
+    holes: tuple[Grid, ...]
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -41,28 +49,18 @@ class Volume:
         start, stop = resample.needed(self.level.grid, target)
         return self.read(start, stop), self.level.grid.cut(start, stop)
 
-    def holes(self, target: Grid) -> list[Grid]:
-        """Grids of the chunks under ``target`` that are not stored."""
-        start, stop = self.overlap(target)
-        to_array = self.level.to_array
-        missing = stores.missing_chunks(self.array, to_array(start), to_array(stop))
-        return [self.level.grid.cut(self._zyx(low), self._zyx(high)) for low, high in missing]
-
-    def overlap(self, target: Grid) -> tuple[Shape, Shape]:
-        """The voxels (start, stop) whose volume ``target`` touches; empty where it does not."""
-        own = self.level.grid
-        low, high = own.edge_index(target.box.low_nm), own.edge_index(target.box.high_nm)
-        shape = own.shape_vox
-        start = [int(np.clip(np.floor(v + 1e-6), 0, n)) for v, n in zip(low, shape, strict=True)]
-        stop = [int(np.clip(np.ceil(v - 1e-6), 0, n)) for v, n in zip(high, shape, strict=True)]
-        return (start[0], start[1], start[2]), (stop[0], stop[1], stop[2])
-
-    def digest(self, target: Grid) -> str:
-        """Digest of the stored bytes behind ``target`` and of what the metadata say of them."""
+    def survey(self, target: Grid) -> Survey:
+        """What is stored of the block that resampling onto ``target`` needs."""
         start, stop = resample.needed(self.level.grid, target)
-        to_array = self.level.to_array
-        content = stores.content_digest(self.array, to_array(start), to_array(stop))
-        return f"{content} {self.level.model_dump_json()}"
+        chunks = stores.survey(self.array, self.level.to_array(start), self.level.to_array(stop))
+        holes = tuple(
+            self.level.grid.cut(self._zyx(chunk.low), self._zyx(chunk.high))
+            for chunk in chunks
+            if chunk.mark is None
+        )
+        metadata = repr(self.array.metadata.to_dict())
+        marks = [chunk.mark for chunk in chunks]
+        return Survey(holes, key_of(self.level.model_dump(mode="json"), metadata, marks))
 
     def _zyx(self, index: Shape) -> Shape:
         z, y, x = (index[axis] for axis in self.level.axes)
@@ -101,6 +99,8 @@ class Crop:
         The output grid.
     sources : dict
         Class name → source, for the classes annotated in this crop.
+    survey : Survey
+        What is stored of the raw under the crop.
     """
 
     ref: CropRef
@@ -108,6 +108,7 @@ class Crop:
     label_grid: Grid
     grid: Grid
     sources: dict[str, ClassSource]
+    survey: Survey
 
     def image(self, target: Grid) -> NDArray[Any]:
         """The raw on a part of the output grid; zero where the raw does not reach."""
@@ -128,7 +129,7 @@ class Crop:
         states = source.states(target)
         covered = np.zeros(target.shape_vox, bool)
         covered[resample.inside(self.raw.level.grid, target)] = True
-        for hole in self.raw.holes(target):
+        for hole in self.survey.holes:
             covered[_touched(hole, target)] = False
         states[~covered] = UNKNOWN
         return states
@@ -136,11 +137,8 @@ class Crop:
     def coverage(self) -> float:
         """Part of the crop's volume that has raw: inside the volume and downloaded."""
         total = float(np.prod(self.grid.box.size_nm))
-        start, stop = self.raw.overlap(self.grid)
-        if any(a >= b for a, b in zip(start, stop, strict=True)):
-            return 0.0
         covered = _shared(self.raw.level.grid.box, self.grid.box)
-        covered -= sum(_shared(hole.box, self.grid.box) for hole in self.raw.holes(self.grid))
+        covered -= sum(_shared(hole.box, self.grid.box) for hole in self.survey.holes)
         return max(0.0, min(1.0, covered / total))
 
     def raw_start_vox(self) -> Triple:
@@ -149,11 +147,11 @@ class Crop:
 
     def digest(self) -> str:
         """Digest of all stored content the crop is made from."""
-        parts = [self.raw.digest(self.grid), self.grid.model_dump_json()]
-        for name, source in sorted(self.sources.items()):
-            parts.append(name)
-            parts += [f"{v.digest(self.grid)} {e.model_dump_json()}" for v, e in source.arrays]
-        return "\n".join(parts)
+        sources = [
+            [name, [[v.survey(self.grid).digest, e.model_dump()] for v, e in source.arrays]]
+            for name, source in sorted(self.sources.items())
+        ]
+        return key_of(self.grid.model_dump(mode="json"), self.survey.digest, sources)
 
 
 def open_crop(ref: CropRef, classes: Sequence[str], options: ConvertOptions) -> Crop:
@@ -179,14 +177,22 @@ def open_crop(ref: CropRef, classes: Sequence[str], options: ConvertOptions) -> 
         raise CropExcluded(
             f"the crop ({_text(grid.box)}) lies outside the raw ({_text(raw.finest.box)})"
         )
-    return Crop(ref=ref, raw=raw, label_grid=label_grid, grid=grid, sources=arrays)
+    return Crop(
+        ref=ref,
+        raw=raw,
+        label_grid=label_grid,
+        grid=grid,
+        sources=arrays,
+        survey=raw.survey(grid),
+    )
 
 
 def _class_arrays(
     ref: CropRef, classes: Sequence[str], options: ConvertOptions, target: Triple | None
 ) -> dict[str, ClassSource]:
     group = stores.open_group(ref.labels)
-    stored = tuple(name for name in stores.children(group) if name != "all")
+    wanted = {part for name in (*classes, *ref.classes) for part in (name, *UNIONS.get(name, ()))}
+    stored = tuple(n for n in stores.children(group, sorted(wanted)) if n != "all")
     named = _named_classes(group)
     for name in ref.classes:
         if name not in stored and not _parts(name, stored):
@@ -239,9 +245,8 @@ def _open_volume(location: str, scale: str, target: Triple | None) -> Volume:
 
 def _has_chunks(volume: Volume) -> bool:
     whole = volume.array.shape
-    total = int(np.prod([-(-n // c) for n, c in zip(whole, volume.array.chunks, strict=True)]))
     stop = (whole[0], whole[1], whole[2])
-    return len(stores.missing_chunks(volume.array, (0, 0, 0), stop)) < total
+    return any(chunk.mark for chunk in stores.survey(volume.array, (0, 0, 0), stop))
 
 
 def _common_grid(grids: Sequence[Grid]) -> Grid:

@@ -6,26 +6,41 @@ zarr reads the rest as zeros. What is read here always says how much of it was r
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import obstore
 import zarr
 from numpy.typing import NDArray
+from zarr.abc.store import Store
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
+from zarr.errors import GroupNotFoundError
+from zarr.storage import ObjectStore
 
+from cellmap_core import remote
 from cellmap_core.errors import CellmapError, MetadataError, StoreError
 from cellmap_core.grid import Shape
 
 Array = zarr.Array[Any]
 
 
+# Requests to a store at the same time; an object store answers each in tens of milliseconds.
+_AT_ONCE = 32
+
+
 def open_group(location: str) -> zarr.Group:
     """Open a zarr group (v2 or v3) for reading.
+
+    Parameters
+    ----------
+    location : str
+        A folder, ``s3://bucket/key`` (anonymous) or ``http(s)://…``.
 
     Raises
     ------
@@ -34,11 +49,19 @@ def open_group(location: str) -> zarr.Group:
     MetadataError
         Something is there, but it is not a readable zarr group.
     """
-    _require(Path(location))
+    far = remote.split(location)
+    if far is None:
+        _require(Path(location))
     try:
-        return zarr.open_group(location, mode="r")
+        if far is None:
+            return zarr.open_group(location, mode="r")
+        return zarr.open_group(far[0], path=far[1], mode="r")
     except PermissionError as error:
         raise StoreError(f"{location} may not be read", "read permission") from error
+    except (FileNotFoundError, GroupNotFoundError) as error:
+        raise StoreError(f"no zarr group at {location}", "a zarr group") from error
+    except (obstore.exceptions.BaseError, OSError) as error:
+        raise StoreError(f"{location} cannot be read ({_line(error)})", "an open store") from error
     except Exception as error:
         raise MetadataError(
             f"{location} is no zarr group ({_line(error)})", "a zarr group"
@@ -60,13 +83,18 @@ def open_array(group: zarr.Group, location: str, name: str) -> Array:
     return node
 
 
-def children(group: zarr.Group) -> tuple[str, ...]:
-    """Names of what a group holds, sorted; their metadata are not read."""
+def children(group: zarr.Group, wanted: Sequence[str] = ()) -> tuple[str, ...]:
+    """Names of what a group holds, sorted; their metadata are not read.
+
+    A store that cannot list (plain HTTP) is asked for each of the ``wanted`` names.
+    """
 
     async def names() -> list[str]:
         listing = group.store_path.store.list_dir(group.store_path.path)
         return [name.rstrip("/") async for name in listing]
 
+    if not remote.can_list(group.store_path.store):
+        return tuple(sorted(name for name in set(wanted) if name in group))
     metadata = {".zgroup", ".zattrs", ".zarray", ".zmetadata", "zarr.json"}
     return tuple(sorted(set(sync(names())) - metadata))
 
@@ -92,23 +120,45 @@ def read(array: Array, start: Shape, stop: Shape) -> NDArray[Any]:
         ) from error
 
 
-def missing_chunks(array: Array, start: Shape, stop: Shape) -> list[tuple[Shape, Shape]]:
-    """Chunks of the block that are not stored, each as (start, stop) inside the block."""
-    return [
-        (low, high)
-        for key, low, high in _chunks(array, start, stop)
-        if not sync(array.store_path.store.exists(key))
-    ]
+class Chunk(NamedTuple):
+    """One stored unit under a block: its extent, and what tells its content.
+
+    ``mark`` is a digest of the stored bytes, or the object store's own tag of them; None where
+    nothing is stored, which zarr reads as zeros.
+    """
+
+    low: Shape
+    high: Shape
+    mark: str | None
 
 
-def content_digest(array: Array, start: Shape, stop: Shape) -> str:
-    """Digest of the stored bytes and metadata behind a block, without decoding them."""
-    digest = hashlib.sha256(repr(array.metadata.to_dict()).encode())
-    prototype = default_buffer_prototype()
-    for key, *_ in _chunks(array, start, stop):
-        stored = sync(array.store_path.store.get(key, prototype))
-        digest.update(b"missing" if stored is None else stored.to_bytes())
-    return digest.hexdigest()
+def survey(array: Array, start: Shape, stop: Shape) -> tuple[Chunk, ...]:
+    """What is stored under a block (in the array's own axes), chunk by chunk, undecoded.
+
+    Raises
+    ------
+    StoreError
+        The store refuses or fails.
+    """
+    chunks = list(_chunks(array, start, stop))
+    try:
+        marks = sync(_marks(array.store_path.store, [key for key, *_ in chunks]))
+    except Exception as error:
+        raise StoreError(f"{array.store_path} cannot be listed ({_line(error)})") from error
+    return tuple(Chunk(low, high, mark) for (_, low, high), mark in zip(chunks, marks, strict=True))
+
+
+async def _marks(store: Store, keys: list[str]) -> list[str | None]:
+    gate = asyncio.Semaphore(_AT_ONCE)
+
+    async def one(key: str) -> str | None:
+        async with gate:
+            if isinstance(store, ObjectStore):
+                return await remote.tag(store, key)
+            stored = await store.get(key, default_buffer_prototype())
+            return None if stored is None else hashlib.sha256(stored.to_bytes()).hexdigest()
+
+    return list(await asyncio.gather(*map(one, keys)))
 
 
 def _chunks(array: Array, start: Shape, stop: Shape) -> Iterator[tuple[str, Shape, Shape]]:
