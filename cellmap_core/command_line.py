@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 
 from cellmap_core.classes import suggest
 from cellmap_core.errors import OptionError
+from cellmap_core.options import MODELS
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -56,7 +57,7 @@ def merge(model: type[M], explicit: Mapping[str, Any], config: Path | None) -> M
     OptionError
         The file cannot be read, or a name or value is not valid.
     """
-    values = {**(_read_config(config) if config else {}), **explicit}
+    values = {**(_of_stage(_read_config(config), model) if config else {}), **explicit}
     for name in values:
         if name not in model.model_fields:
             raise OptionError(
@@ -73,16 +74,23 @@ def _read_config(path: Path) -> dict[str, Any]:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise OptionError(f"no config file {path}", "a YAML file of options") from error
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         line = str(error).replace("\n", " ")
         raise OptionError(f"{path} cannot be read ({line})", "a YAML file of options") from error
     if not isinstance(document, dict):
-        raise OptionError(f"{path} holds {type(document).__name__}", "options as name: value")
+        raise OptionError(f"{path} holds no options", "lines of name: value")
     return {str(name): value for name, value in document.items()}
 
 
+def _of_stage(values: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:
+    """Leave out what is an option of other stages: one file may hold those of all."""
+    others = set(MODELS["full"].model_fields) - set(model.model_fields)
+    return {name: value for name, value in values.items() if name not in others}
+
+
 def _first_problem(error: ValidationError, model: type[BaseModel]) -> tuple[str, str]:
-    problem = error.errors()[0]
+    # Of a union the last branch is the one that says what forms there are.
+    problem = error.errors()[-1]
     name = str(problem["loc"][0]) if problem["loc"] else model.__name__
     field = model.model_fields.get(name)
     about = f" ({field.description})" if field and field.description else ""
@@ -147,7 +155,10 @@ class _Assignments(argparse.Action):
             name, equals, value = word.partition("=")
             if not equals:
                 raise OptionError(f"{option} {word}", "NAME=VALUE")
-            pairs[name] = yaml.safe_load(value)
+            try:
+                pairs[name] = yaml.safe_load(value)
+            except yaml.YAMLError as error:
+                raise OptionError(f"{option} {word}", "a value as YAML has it") from error
         setattr(namespace, self.dest, pairs)
 
 

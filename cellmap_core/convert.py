@@ -7,6 +7,7 @@ table of all crops, the labels are written under their final ids.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -94,6 +95,9 @@ def convert(options: ConvertOptions, mapper: Mapper = serial) -> ConvertResult:
         crops.append(crop)
         logger.info("%s (%d of %d): %s", crop.ref.name, len(crops), len(refs), crop.row.summary())
     converted = [crop for crop in crops if crop.row.status == "converted"]
+    for name in classes:
+        if not any(name in crop.annotated for crop in converted):
+            logger.warning("class %s is annotated in no converted crop", name)
     table = combinations.shared_table(classes, (crop.seen for crop in converted))
     changed = list(
         mapper(partial(write_label, output=output, options=options), _jobs(converted, table))
@@ -228,7 +232,8 @@ def _not_converted(ref: CropRef, options: ConvertOptions, status: Status, reason
         output / "images" / name,
         output / "labels" / name,
     ):
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.unlink()
     return ReadCrop(ref=ref, row=CropRow.of_ref(ref, status, reason))
 
 

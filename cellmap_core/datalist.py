@@ -146,12 +146,11 @@ def read_datalist(path: Path) -> Datalist:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise DatalistError(f"{path} is not readable JSON ({error})", "a datalist.json") from error
-    if not isinstance(document, dict) or not isinstance(document.get("training"), list):
-        raise DatalistError(f"{path} has no list 'training'", "keys training, testing, class_names")
+    if not isinstance(document, dict):
+        raise DatalistError(f"{path} is no JSON object", "keys training, testing, class_names")
     table = _table(path, document)
-    everything = tuple(range(1, len(table.classes) + 1))
-    training = _entries(path, document["training"], everything)
-    testing = _entries(path, document.get("testing", []), everything)
+    training = _entries(path, document, "training", len(table.classes))
+    testing = _entries(path, document, "testing", len(table.classes))
     if missing := [e.name for e in training if e.label is None]:
         raise DatalistError(f"{path}: training case {missing[0]} has no label", "image and label")
     return Datalist(
@@ -159,7 +158,7 @@ def read_datalist(path: Path) -> Datalist:
         table=table,
         training=training,
         testing=testing,
-        notes=tuple(document.get("notes", ())),
+        notes=tuple(document.get("notes") or ()),
     )
 
 
@@ -167,9 +166,11 @@ def _table(path: Path, document: dict[str, Any]) -> LabelTable:
     groups = document.get("class_names")
     if not isinstance(groups, list) or not groups:
         raise DatalistError(f"{path} names no classes", "class_names: [{name, index: [ids]}]")
-    names = [g["name"] if isinstance(g, dict) and "name" in g else str(g) for g in groups]
-    if "label_table" in document:
-        return LabelTable.from_json(names, document["label_table"])
+    names = [str(g.get("name")) if isinstance(g, dict) else str(g) for g in groups]
+    if twice := sorted({n for n in names if names.count(n) > 1}):
+        raise DatalistError(f"{path} names {twice[0]} twice", "each class once")
+    if document.get("label_table") is not None:
+        return LabelTable.from_json(names, _list(path, document, "label_table"))
     if not all(isinstance(g, dict) for g in groups):
         return LabelTable.of(names)
     return _table_of_groups(path, names, groups)
@@ -178,8 +179,9 @@ def _table(path: Path, document: dict[str, Any]) -> LabelTable:
 def _table_of_groups(path: Path, names: list[str], groups: list[dict[str, Any]]) -> LabelTable:
     """The table of MONAI's groups alone: an id has every class whose group lists it."""
     try:
-        indices = [g["index"] if isinstance(g["index"], list) else [g["index"]] for g in groups]
-        last = max(int(i) for group in indices for i in group)
+        listed = [g["index"] if isinstance(g["index"], list) else [g["index"]] for g in groups]
+        indices = [[int(i) for i in group] for group in listed]
+        last = max(i for group in indices for i in group)
     except (KeyError, TypeError, ValueError) as error:
         raise DatalistError(f"{path}: class_names without ids", "{name, index: [ids]}") from error
     rows = [
@@ -189,20 +191,41 @@ def _table_of_groups(path: Path, names: list[str], groups: list[dict[str, Any]])
     return LabelTable.from_json(names, rows)
 
 
-def _entries(path: Path, rows: list[Any], everything: tuple[int, ...]) -> tuple[Entry, ...]:
-    entries = []
-    for number, row in enumerate(rows):
-        try:
-            known = {k: v for k, v in row.items() if k in Entry.model_fields}
-            for key in _ID_FIELDS:
-                if isinstance(known.get(key), dict):
-                    known[key] = tuple(known[key].values())
-            known.setdefault("annotated_classes", everything)
-            known.setdefault("present_classes", known["annotated_classes"])
-            entries.append(Entry.model_validate(known))
-        except (ValidationError, AttributeError) as error:
-            line = str(error).replace("\n", " ")
-            raise DatalistError(
-                f"{path}: entry {number} cannot be read ({line})", "image, label, fold"
-            ) from error
-    return tuple(entries)
+def _list(path: Path, document: dict[str, Any], key: str) -> list[Any]:
+    value = document.get(key)
+    if not isinstance(value, list):
+        raise DatalistError(f"{path}: {key} is {type(value).__name__}", "a list")
+    return value
+
+
+def _entries(path: Path, document: dict[str, Any], key: str, count: int) -> tuple[Entry, ...]:
+    rows = _list(path, document, key) if key == "training" or document.get(key) else []
+    entries = tuple(_entry(path, f"{key} entry {n}", row, count) for n, row in enumerate(rows))
+    images = [entry.image for entry in entries]
+    if twice := sorted({i for i in images if images.count(i) > 1}):
+        raise DatalistError(f"{path}: {key} lists {twice[0]} twice", "each image once")
+    return entries
+
+
+def _entry(path: Path, where: str, row: Any, count: int) -> Entry:
+    if not isinstance(row, dict):
+        raise DatalistError(f"{path}: {where} is {type(row).__name__}", "image, label, fold")
+    known = {k: v for k, v in row.items() if k in Entry.model_fields and v is not None}
+    for key in _ID_FIELDS:
+        if isinstance(known.get(key), dict):
+            known[key] = tuple(known[key].values())
+    known.setdefault("annotated_classes", tuple(range(1, count + 1)))
+    known.setdefault("present_classes", known["annotated_classes"])
+    try:
+        entry = Entry.model_validate(known)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        field = ".".join(map(str, problem["loc"]))
+        raise DatalistError(
+            f"{path}: {where}, {field}: {problem['msg'].lower()}", "image, label, fold"
+        ) from error
+    if strange := [
+        i for i in (*entry.annotated_classes, *entry.present_classes) if not 0 < i <= count
+    ]:
+        raise DatalistError(f"{path}: {where} has class id {strange[0]}", f"ids 1 to {count}")
+    return entry

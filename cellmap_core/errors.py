@@ -90,6 +90,10 @@ class StatisticsError(CellmapError):
     """A case has no statistics, or the stored statistics cannot be used."""
 
 
+class StageOrderError(UsageError):
+    """A stage was asked for before the one that makes what it needs."""
+
+
 class BundleError(UsageError):
     """A bundle or a template folder is missing or not what it should be."""
 

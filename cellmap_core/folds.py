@@ -54,7 +54,10 @@ def assign_folds(
     count = min(num_fold, len(groups))
     placed = _place(groups, count)
     folds = {item.name: placed[key] for key, group in groups.items() for item in group}
-    notes = _notes(items, folds, count)
+    notes = _notes(items, folds, count) if count > 1 else ()
+    if count < num_fold:
+        what = "datasets" if by_dataset else "crops"
+        notes = (f"{num_fold} folds asked for, {count} made: there are no more {what}", *notes)
     if not by_dataset and len(datasets) < len(items):
         notes = (
             f"crops of one dataset are in different folds ({len(datasets)} datasets for "
@@ -68,8 +71,8 @@ def with_folds(datalist: Datalist, num_fold: int, by: str = "auto") -> Datalist:
     """The same list with its training cases assigned to folds anew, and notes on them."""
     items = [
         FoldItem(
-            name=entry.name,
-            dataset=entry.cellmap.dataset if entry.cellmap else entry.name,
+            name=entry.image,  # Unlike a name, a path is no one else's.
+            dataset=entry.cellmap.dataset if entry.cellmap else entry.image,
             present=tuple(datalist.classes[i - 1] for i in entry.present_classes),
         )
         for entry in datalist.training
@@ -77,7 +80,7 @@ def with_folds(datalist: Datalist, num_fold: int, by: str = "auto") -> Datalist:
     folds, notes = assign_folds(items, num_fold, by)
     for note in notes:
         logger.warning("folds: %s", note)
-    training = tuple(e.model_copy(update={"fold": folds[e.name]}) for e in datalist.training)
+    training = tuple(e.model_copy(update={"fold": folds[e.image]}) for e in datalist.training)
     return datalist.model_copy(update={"training": training, "notes": notes})
 
 
@@ -107,7 +110,12 @@ def working_datalist(source: Path, work_dir: Path, num_fold: int, by: str = "aut
     """
     datalist = check_fold_count(source, num_fold)
     if datalist.folds() != tuple(range(num_fold)):
-        logger.info("folds: %d in the datalist, %d asked for", len(datalist.folds()), num_fold)
+        logger.warning(
+            "folds: %s has folds %s, %d were asked for: its crops are assigned anew",
+            source,
+            list(datalist.folds()),
+            num_fold,
+        )
         datalist = with_folds(datalist, num_fold, by)
     target = work_dir / "datalist.json"
     moved = {

@@ -6,10 +6,11 @@ models; an option is added here and nowhere else. No module imported here is slo
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from cellmap_core.models import Frozen
 
@@ -23,27 +24,43 @@ def _native_or_triple(value: Any) -> Any:
     if isinstance(value, int | float):
         value = [value]
     if isinstance(value, list | tuple) and len(value) == 1:
-        return "native" if value[0] == "native" else [value[0]] * 3
+        value = "native" if value[0] == "native" else [value[0]] * 3
+    if value != "native" and not (isinstance(value, list | tuple) and len(value) == 3):
+        raise ValueError("give native, one size in nm, or three (z y x)")
     return value
 
 
-_Nm = Annotated[float, Field(gt=0)]
+def _level_name(value: str) -> str:
+    if value != "auto" and not re.fullmatch(r"s\d+", value):
+        raise ValueError("give s0, s1, … or auto")
+    return value
+
+
+_Nm = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Spacing = Annotated[
     Literal["native"] | tuple[_Nm, _Nm, _Nm],
     BeforeValidator(_native_or_triple, json_schema_input_type=str | float | list[float]),
 ]
 
 
-class ConvertOptions(Frozen):
+class _FoldOptions(Frozen):
+    num_fold: int = Field(5, ge=2, description="number of cross-validation folds")
+    fold_by: Literal["auto", "dataset", "crop"] = Field(
+        "auto",
+        description="what stays together in a fold; auto: the dataset where there are at least as "
+        "many datasets as folds",
+    )
+
+
+class ConvertOptions(_FoldOptions):
     """Options of ``convert``: from a datasplit of OME-Zarr crops to NIfTI and a datalist."""
 
     datasplit: Path | None = Field(None, description="CSV of crops: split, raw, labels[classes]")
     output_dir: Path = Field(
         Path("auto3dseg/nifti_data"), description="where images, labels and datalist.json go"
     )
-    scale: str = Field(
+    scale: Annotated[str, AfterValidator(_level_name)] = Field(
         "s0",
-        pattern=r"^(auto|s\d+)$",
         description="scale level to read (s0 is the finest), or auto: the coarsest level not "
         "coarser than the target spacing",
     )
@@ -67,12 +84,6 @@ class ConvertOptions(Frozen):
     test_manifest: Path | None = Field(
         None, description="CSV of unlabelled crops to predict (the challenge's test_crop_manifest)"
     )
-    fold_by: Literal["auto", "dataset", "crop"] = Field(
-        "auto",
-        description="what stays together in a fold; auto: the dataset where there are at least as "
-        "many datasets as folds",
-    )
-    num_fold: int = Field(5, ge=2, description="number of cross-validation folds")
     on_bad_crop: Literal["fail", "exclude"] = Field(
         "fail", description="whether a run with crops that cannot be converted ends as failed"
     )
@@ -98,7 +109,7 @@ class _AlgoOptions(_WorkOptions):
     num_fold: int = Field(5, ge=2, description="number of cross-validation folds")
 
 
-class GenerateOptions(_AlgoOptions):
+class GenerateOptions(_AlgoOptions, _FoldOptions):
     """Options of ``generate``: one bundle for each algorithm and fold."""
 
     num_epochs: int = Field(100, ge=1, description="epochs of each training")

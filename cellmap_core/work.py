@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from cellmap_core.errors import BundleError, DatalistError, OptionError, StatisticsError
+from cellmap_core.errors import BundleError, DatalistError, OptionError, StageOrderError
 from cellmap_core.models import BundleRef
 from cellmap_core.options import ConvertOptions
 
@@ -29,19 +30,34 @@ def datalist_of(given: Path | None, output_dir: Path | None = None) -> Path:
 
 def working_datalist_of(work_dir: Path) -> Path:
     """The datalist with the folds in use, which ``generate`` leaves in the work folder."""
-    path = work_dir / "datalist.json"
-    if not path.is_file():
-        raise DatalistError(
-            f"no datalist at {path}", "a work folder with bundles", "generate first"
-        )
-    return path
+    return _left_by("generate", work_dir / "datalist.json")
 
 
 def datastats_of(work_dir: Path) -> Path:
     """The report that ``analyze`` leaves in the work folder."""
-    path = work_dir / "datastats.yaml"
+    return _left_by("analyze", work_dir / "datastats.yaml")
+
+
+def ensure_folder(folder: Path, option: str) -> None:
+    """Make an output folder, so that one that cannot be is known before any work.
+
+    Raises
+    ------
+    OptionError
+        It cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK | os.X_OK)
+    except OSError as error:
+        raise OptionError(f"{option} {folder} cannot be made ({error})", "a folder") from error
+    if not writable:
+        raise OptionError(f"{option} {folder} may not be written to", "a folder of yours")
+
+
+def _left_by(stage: str, path: Path) -> Path:
     if not path.is_file():
-        raise StatisticsError(f"no statistics at {path}", "datastats.yaml", "analyze first")
+        raise StageOrderError(f"no {path}", f"what {stage} leaves there", f"run {stage} first")
     return path
 
 
@@ -68,7 +84,7 @@ def bundles_of(
                 there = sorted(p.parent.name for p in work_dir.glob("*_*/algo_object.json"))
                 raise BundleError(
                     f"no bundle {bundle.name} in {work_dir}",
-                    f"one of {', '.join(there) or 'none'}",
+                    f"one of {', '.join(there)}" if there else "bundles",
                     "generate first",
                 )
             bundles.append(bundle)

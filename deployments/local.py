@@ -77,6 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CellmapError as error:
         _say(f"error: {error}")
         return error.exit_code
+    except KeyboardInterrupt:
+        _say("interrupted; what was started is stopped")
+        return 130
 
 
 def run(home: Path) -> int:

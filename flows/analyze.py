@@ -7,14 +7,15 @@ import sys
 from cellmap_core.datalist import read_datalist
 from cellmap_core.models import AnalyzeResult
 from cellmap_core.options import AnalyzeOptions
-from cellmap_core.work import datalist_of
+from cellmap_core.work import datalist_of, ensure_folder
 from flows.house import auto3dseg, shell
 from tasks.analyze import analyze_cases
 
 
 def check(options: AnalyzeOptions) -> None:
-    """Refuse a datalist that is not there or cannot be read."""
+    """Refuse a datalist that is not there, and a folder not to be made."""
     read_datalist(datalist_of(options.datalist))
+    ensure_folder(options.work_dir, "work_dir")
 
 
 def run(options: AnalyzeOptions) -> AnalyzeResult:

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import sys
 
-from cellmap_core.convert import plan as check
+from cellmap_core.convert import plan
 from cellmap_core.models import ConvertResult
 from cellmap_core.options import ConvertOptions
+from cellmap_core.work import ensure_folder
 from flows.house import auto3dseg, shell
 from tasks.convert import convert_crops
+
+
+def check(options: ConvertOptions) -> None:
+    """Refuse a datasplit that cannot be read, unknown classes, and a folder not to be made."""
+    plan(options)
+    ensure_folder(options.output_dir, "output_dir")
 
 
 def run(options: ConvertOptions) -> ConvertResult:

@@ -15,7 +15,8 @@ from cellmap_core.errors import CellmapError, OptionError
 from cellmap_core.folds import check_fold_count
 from cellmap_core.models import ConvertResult, Failure, StageResult
 from cellmap_core.options import MODELS, FullOptions
-from cellmap_core.work import datalist_of
+from cellmap_core.training.config import check_overrides
+from cellmap_core.work import datalist_of, ensure_folder
 from flows import analyze, convert, ensemble, generate, train
 from flows.house import auto3dseg, shell
 
@@ -34,12 +35,16 @@ def check(options: FullOptions) -> None:
         STAGES[options.mode].check(_for(options.mode, options))
         return
     check_algos(options.algos, options.templates)
+    check_overrides(options.overrides)
     if options.datalist is not None:
         check_fold_count(datalist_of(options.datalist), options.num_fold)
     elif options.datasplit is not None:
         check_crop_count(_for("convert", options))
     else:
         raise OptionError("neither a datasplit nor a datalist", "--datasplit or --datalist")
+    ensure_folder(options.work_dir, "work_dir")
+    if options.datalist is None:
+        ensure_folder(options.output_dir, "output_dir")
 
 
 def run(options: FullOptions) -> StageResult:

@@ -5,7 +5,6 @@ Every flow is named ``auto3dseg``; the deployments (``full``, ``convert``, …) 
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
 import os
@@ -30,12 +29,11 @@ from pydantic import Field
 from cellmap_core import command_line
 from cellmap_core.errors import CellmapError, IncompleteError
 from cellmap_core.models import Frozen, StageResult
+from flows.server import temporary_server
 from tasks.fanout import task_runner
 
 M = TypeVar("M", bound=Frozen)
 
-# A first start migrates the database, which takes longer than Prefect waits by default.
-_START_SECONDS = 180
 _DRAIN_SECONDS = 10
 
 
@@ -88,8 +86,13 @@ def shell(
         check(options)
     except CellmapError as error:
         return command_line.fail(error, error.exit_code)
-    with _api():
-        state = flow(**dict(options), return_state=True)
+    try:
+        with _api():
+            state = flow(**dict(options), return_state=True)
+    except CellmapError as error:
+        return command_line.fail(error, error.exit_code)
+    except KeyboardInterrupt:
+        return command_line.fail(Exception("interrupted; the same command goes on"), 130)
     return _report(state)
 
 
@@ -152,25 +155,18 @@ def _signature(model: type[Frozen]) -> inspect.Signature:
 
 @contextmanager
 def _api() -> Iterator[None]:
-    """Use the Prefect server that is configured, else a temporary one for this run.
-
-    The cluster's workers are processes of their own: left to themselves each would start a
-    temporary server too, so they are told of this one.
-    """
+    """Use the Prefect server that is configured, else a temporary one for this run."""
     if PREFECT_API_URL.value():
         yield
         return
     from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogWorker
-    from prefect.server.api.server import SubprocessASGIServer
 
-    with contextlib.ExitStack() as stack:
-        server = SubprocessASGIServer()
-        server.start(timeout=_START_SECONDS)
-        stack.callback(server.stop)
-        os.environ["PREFECT_API_URL"] = server.api_url
+    with temporary_server() as address:
+        # The cluster's workers are processes of their own: by the environment they know it too.
+        os.environ["PREFECT_API_URL"] = address
         try:
-            with temporary_settings({PREFECT_API_URL: server.api_url}):
+            with temporary_settings({PREFECT_API_URL: address}):
                 yield
         finally:
             del os.environ["PREFECT_API_URL"]

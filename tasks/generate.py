@@ -18,5 +18,5 @@ def generate_bundles(
     # Imports MONAI and torch: only the process that generates pays for it.
     from cellmap_core.bundles.generate import generate
 
-    working = working_datalist(datalist, work_dir, options.num_fold)
+    working = working_datalist(datalist, work_dir, options.num_fold, options.fold_by)
     return generate(working, datastats, work_dir, options)

@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -73,3 +75,37 @@ def test_a_list_made_elsewhere_gets_a_table_from_its_groups(tmp_path):
     datalist = read_datalist(tmp_path / "datalist.json")
     assert datalist.table.combinations[1].present == ("wt", "tc")
     assert datalist.training[0].annotated_classes == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"testing": None, "notes": None, "label_table": None}, None),
+        ({"label_table": 3}, "label_table is int"),
+        ({"training": None}, "training is NoneType"),
+        ({"training": ["a.nii.gz"]}, "training entry 0 is str"),
+        ({"training": [{"image": "a"}, {"image": "a"}]}, "lists a twice"),
+        ({"training": [{"image": "a", "annotated_classes": [3]}]}, "id 3; expected ids 1 to 2"),
+        ({"training": [{"image": "a", "annotated_classes": {"wt": 0}}]}, "class id 0"),
+        ({"training": [{"image": 5}]}, "training entry 0, image: input should be a valid string"),
+        ({"class_names": ["a", "a"]}, "names a twice"),
+        ({"class_names": []}, "names no classes"),
+    ],
+)  # fmt: skip
+def test_a_list_is_checked_as_a_whole(change, message, tmp_path):
+    document = {"training": [{"image": "a", "label": "b"}], "class_names": ["wt", "tc"], **change}
+    (tmp_path / "datalist.json").write_text(json.dumps(document))
+    if message is None:
+        assert read_datalist(tmp_path / "datalist.json").testing == ()
+        return
+    with pytest.raises(DatalistError, match=message):
+        read_datalist(tmp_path / "datalist.json")
+
+
+def test_ids_may_be_text(tmp_path):
+    document = {
+        "training": [{"image": "a", "label": "b"}],
+        "class_names": [{"name": "wt", "index": "1"}],
+    }
+    (tmp_path / "datalist.json").write_text(json.dumps(document))
+    assert read_datalist(tmp_path / "datalist.json").table.combinations[1].present == ("wt",)

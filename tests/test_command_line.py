@@ -60,3 +60,36 @@ def test_an_unknown_name_in_a_file_is_refused(tmp_path):
     file.write_text("num_folds: 3\n")
     with pytest.raises(OptionError, match="did you mean num_fold"):
         merge(GenerateOptions, {}, file)
+
+
+def test_one_file_may_hold_the_options_of_all_stages(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("num_fold: 3\ndatasplit: d.csv\ndo_ccp: true\n")
+    assert merge(GenerateOptions, {}, file).num_fold == 3
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"a: [", b"", b"- a"])
+def test_a_file_that_is_no_yaml_of_options_is_refused(content, tmp_path):
+    (tmp_path / "c.yaml").write_bytes(content)
+    with pytest.raises(OptionError, match=r"c\.yaml"):
+        merge(GenerateOptions, {}, tmp_path / "c.yaml")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--target_spacing", "abc"], "give native, one size|greater than 0|valid number"),
+        (["--target_spacing", "1", "2"], "give native, one size in nm, or three"),
+        (["--target_spacing", "inf"], "finite"),
+        (["--target_spacing", "0"], "greater than 0"),
+        (["--scale", "best"], "give s0, s1"),
+    ],
+)
+def test_values_are_explained(words, message):
+    with pytest.raises(OptionError, match=message):
+        parse(ConvertOptions, words, "convert")
+
+
+def test_a_bad_override_is_one_line():
+    with pytest.raises(OptionError, match="a value as YAML has it"):
+        parse(GenerateOptions, ["--overrides", "patch_size_vox=[1,"], "generate")

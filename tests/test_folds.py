@@ -54,3 +54,23 @@ def test_fewer_crops_than_folds_are_refused(converted, tmp_path):
     with pytest.raises(DatalistError, match=r"4 crops to train on.*5 folds"):
         working_datalist(converted.datalist, tmp_path, 5)
     assert not list(tmp_path.iterdir())
+
+
+def test_images_of_one_name_in_other_folders_are_other_cases(tmp_path):
+    rows = [{"image": f"case{i}/img.nii.gz", "label": f"case{i}/seg.nii.gz"} for i in range(4)]
+    path = tmp_path / "datalist.json"
+    path.write_text(json.dumps({"training": rows, "class_names": ["mito"]}))
+    target = working_datalist(path, tmp_path / "work", 2)
+    folds = [entry["fold"] for entry in json.loads(target.read_text())["training"]]
+    assert sorted(folds) == [0, 0, 1, 1]
+
+
+def test_folds_dealt_anew_are_warned_of(converted, tmp_path, caplog):
+    working_datalist(converted.datalist, tmp_path, 3)
+    assert "assigned anew" in caplog.text
+
+
+def test_fewer_folds_than_asked_for_are_said():
+    folds, notes = assign_folds([item("a", 1, "mito")], 2)
+    assert set(folds.values()) == {0}
+    assert notes == ("2 folds asked for, 1 made: there are no more crops",)

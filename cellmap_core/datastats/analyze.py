@@ -14,7 +14,7 @@ from cellmap_core.datalist import Datalist, Entry, read_datalist
 from cellmap_core.datastats.case import case_statistics
 from cellmap_core.datastats.findings import findings, findings_markdown
 from cellmap_core.datastats.reduce import summarize
-from cellmap_core.errors import CellmapError, StatisticsError
+from cellmap_core.errors import CellmapError, DatalistError, StatisticsError
 from cellmap_core.label_table import LabelTable
 from cellmap_core.models import AnalyzeResult, Failure, Frozen, Mapper, serial
 from cellmap_core.provenance import atomic_path, key_of, read_receipt, write_receipt, write_text
@@ -82,6 +82,8 @@ def analyze(
         Not one case could be analysed.
     """
     cases = read_datalist(datalist)
+    if not cases.training:
+        raise DatalistError(f"{datalist} has no training case", "at least one", "convert some")
     jobs = _jobs(cases, work_dir, do_ccp)
     outcomes = [_Outcome.model_validate(o) for o in mapper(analyze_case, jobs)]
     failures = tuple(Failure(item=o.name, reason=o.reason) for o in outcomes if o.stats is None)

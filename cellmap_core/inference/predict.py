@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cellmap_core.combinations import Coder
 from cellmap_core.datalist import Datalist, Entry
 from cellmap_core.inference.blocks import Block, plan_blocks, predict_block
 from cellmap_core.inference.members import Member, Networks
 from cellmap_core.inference.ome_zarr import atomic_folder, create_masks
+from cellmap_core.label_table import States
 from cellmap_core.models import CasePrediction
 from cellmap_core.nifti import read_grid, write_volume
 from cellmap_core.training.metrics import DiceCounts, known_target
@@ -44,6 +46,17 @@ def likeliest(probabilities: NDArray[np.float32]) -> NDArray[np.int64]:
     """Id (1..C) of the likeliest class of those above the threshold, 0 where there is none."""
     best = np.argmax(probabilities, axis=0)
     return np.where(np.max(probabilities, axis=0) > THRESHOLD, best + 1, 0)
+
+
+def label_ids(probabilities: NDArray[np.float32], ids: Mapping[States, int]) -> NDArray[np.int64]:
+    """Label ids of the predicted combinations of classes, as the datalist's table has them.
+
+    A combination that the data never had gets the id of its likeliest class.
+    """
+    coder = Coder()
+    coded = coder.encode((p > THRESHOLD).astype(np.uint8) for p in probabilities)
+    found = np.array([ids.get(states, -1) for states in coder.seen])[coded]
+    return np.where(found < 0, likeliest(probabilities), found)
 
 
 def predict_case(
@@ -78,7 +91,7 @@ def predict_case(
     grid = read_grid(cases.path(entry.image))
     numbers = {name: cases.classes.index(name) for name in classes}
     counts, foreground = DiceCounts(cases.classes), dict.fromkeys(classes, 0)
-    states, dtype = cases.table.states(), np.uint8 if len(cases.classes) < 256 else np.uint16
+    states, ids, dtype = cases.table.states(), cases.table.id_of(), cases.table.dtype
     attributes = {"members": [m.name for m in members], "threshold": THRESHOLD}
     with (
         atomic_folder(target) as folder,
@@ -88,7 +101,7 @@ def predict_case(
         labels = np.memmap(Path(scratch) / "labels", dtype, "w+", shape=grid.shape_vox)
         for block in plan_blocks(grid.shape_vox, [m.config for m in members]):
             probabilities = mean_probabilities(case.image, block, members, networks)
-            labels[block.core] = likeliest(probabilities)
+            labels[block.core] = label_ids(probabilities, ids)
             predicted = probabilities > THRESHOLD
             for name, c in numbers.items():
                 masks[name][block.core] = predicted[c].astype(np.uint8)

@@ -157,7 +157,9 @@ class Trainer:
             self.config,
             self._go_on_or_leave,
         )
-        dice = counts.dice()
+        # What a channel says of a class it never learned is no result.
+        learnt = self.data.learnable
+        dice = {name: d if name in learnt else None for name, d in counts.dice().items()}
         record = {
             "event": "epoch",
             "epoch": self._epoch + 1,
@@ -216,8 +218,18 @@ class Trainer:
             except checkpoint.DamagedError as error:
                 logger.warning("%s; %s begins anew", error, self.bundle.name)
             else:
-                self._restore(state)
+                self._restore_whole(state)
         history.rewrite(self.folder, self._records)
+
+    def _restore_whole(self, state: checkpoint.Snapshot) -> None:
+        """Restore, if the best model that the snapshot speaks of is there and whole."""
+        if state.best is not None:
+            try:
+                checkpoint.load_model(self.folder / BEST_NAME, self.config.digest)
+            except CheckpointError as error:
+                logger.warning("%s; %s begins anew", error, self.bundle.name)
+                return
+        self._restore(state)
 
     def _restore(self, state: checkpoint.Snapshot) -> None:
         self.network.load_state_dict(state.model)

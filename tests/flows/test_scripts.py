@@ -1,8 +1,12 @@
 """The flows as scripts on a workstation, with no server."""
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -46,6 +50,8 @@ def test_analyze_runs_with_no_server_from_any_folder(converted, tmp_path):
         ("full", [], "neither a datasplit nor a datalist"),
         ("train", ["--work_dir", "nothing"], "no bundle segresnet_0 in nothing"),
         ("generate", ["--num_fold", "1"], "num_fold='1'"),
+        ("full", ["--datalist", "x", "--overrides", "foo=1"], "unknown override foo"),
+        ("analyze", ["--config", "/no/c.yaml"], "no config file /no/c.yaml"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(name, arguments, message, tmp_path):
@@ -61,6 +67,57 @@ def test_a_datalist_with_fewer_crops_than_folds_is_refused(converted, tmp_path):
     assert outcome.returncode == 2
     assert "4 crops to train on; expected at least one for each of 9 folds" in outcome.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_work_folder_that_cannot_be_made_is_refused(converted, tmp_path):
+    (tmp_path / "file").write_text("")
+    outcome = script(
+        "analyze", "--datalist", converted.datalist, "--work_dir", "file/w", cwd=tmp_path
+    )
+    assert outcome.returncode == 2
+    assert "work_dir file/w cannot be made" in outcome.stderr
+
+
+def test_an_interrupt_ends_everything_and_says_how_to_go_on(converted, tmp_path):
+    """Ctrl-C in a terminal goes to the whole process group."""
+    log = tmp_path / "log"
+    command = [sys.executable, str(ROOT / "flows" / "full.py"), "--datalist", converted.datalist]
+    options = ["--num_fold", "2", "--num_epochs", "500", "--work_dir", tmp_path / "w"]
+    small = ["init_filters=8", "blocks_down=[1,1]", "patch_size_vox=[16,16,16]", "batch_size=1"]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
+    with log.open("w") as sink:
+        process = subprocess.Popen(
+            [*map(str, [*command, *options]), "--overrides", *small, "num_steps_per_epoch=2"],
+            env={**environment, "PREFECT_HOME": str(tmp_path / "prefect")},
+            stdout=sink,
+            stderr=sink,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + 200
+    while "epoch 1/500" not in log.read_text():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.5)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(90) == 130
+    assert "interrupted; the same command goes on" in log.read_text()
+    assert (tmp_path / "w" / "segresnet_0" / "model" / "last.pt").is_file()
+    deadline = time.monotonic() + 30
+    while left := _processes_of(tmp_path):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.5)
+
+
+def _processes_of(folder):
+    """Command lines and environments that name a folder: what a run may have left behind."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            with contextlib.suppress(OSError):
+                text = (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes()
+                if str(folder).encode() in text:
+                    found.append(entry.name)
+    return found
 
 
 def test_the_help_names_every_option_of_the_request(tmp_path):

@@ -10,6 +10,7 @@ import yaml
 from cellmap_core.datalist import read_datalist, write_datalist
 from cellmap_core.errors import CheckpointError, TrainingError, TrainingInterrupted
 from cellmap_core.training.config import read_bundle_config
+from cellmap_core.training.result import read_result
 from cellmap_core.training.trainer import Trainer
 from tests.tiny_project import make_bundles
 
@@ -131,6 +132,22 @@ def test_class_unannotated_in_training_is_not_trained(bundle, tmp_path):
     write_datalist(tmp_path / "data" / "datalist.json", other)
     result = train(bundle, datalist=tmp_path / "data" / "datalist.json", num_epochs=1)
     assert records(bundle)[-1]["trained_classes"] == ["mito"]
-    # Measured, because it is annotated in the validation cases, but not in the mean.
-    assert result.dice["er"] is not None
+    # Annotated in the validation cases, but what an untrained channel says is no result.
+    assert result.dice["er"] is None
+    assert result.trivial_dice["er"] is not None
     assert result.mean_dice == result.dice["mito"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_a_damaged_best_model_is_trained_anew(bundle, damage, caplog):
+    whole = train(bundle)
+    assert read_result(bundle) is not None
+    if damage == "cut":
+        whole.checkpoint.write_bytes(whole.checkpoint.read_bytes()[:200])
+    else:
+        whole.checkpoint.unlink()
+    assert read_result(bundle) is None
+    again = train(bundle)
+    assert "begins anew" in caplog.text
+    assert again.dice == whole.dice
+    assert read_result(bundle) is not None
