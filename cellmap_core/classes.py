@@ -6,6 +6,7 @@ told wherever all of them are annotated.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from difflib import get_close_matches
 
 from cellmap_core.errors import AnnotationError
@@ -105,13 +106,31 @@ _NOT_CELL = frozenset(
     }
 )
 
+# Atoms that are annotated in too few places to be scored.
+_NOT_SCORED = frozenset({"nhchrom", "nechrom", "nucleo", "cent", "cent_dapp", "cent_sdapp", "ribo"})
+
 #: Union → its atoms.
 UNIONS: dict[str, tuple[str, ...]] = {
     **{name: tuple(parts.split()) for name, parts in _PARTS.items()},
     "cell": tuple(atom for atom in ATOMS if atom not in _NOT_CELL),
 }
 
+#: The classes that the CellMap Segmentation Challenge scores.
+CHALLENGE48: tuple[str, ...] = (
+    *(a for a in ATOMS[: ATOMS.index("vim")] if a not in _NOT_SCORED),
+    *("nuc", "golgi", "ves", "endo", "lyso", "ld", "eres", "perox_mem", "perox_lum", "perox"),
+    *("mito", "er", "ne", "np", "chrom", "mt", "cell", "er_mem_all", "ne_mem_all"),
+)
+
+#: Named sets that stand for their classes wherever classes are asked for.
+SETS: dict[str, tuple[str, ...]] = {"challenge48": CHALLENGE48, "atoms": ATOMS}
+
 KNOWN: frozenset[str] = frozenset(ATOMS) | frozenset(UNIONS)
+
+
+def expand(names: Sequence[str]) -> tuple[str, ...]:
+    """Class names with the named sets replaced by their classes, each once, in order."""
+    return tuple(dict.fromkeys(c for name in names for c in SETS.get(name, (name,))))
 
 
 def suggest(name: str, choices: list[str] | tuple[str, ...]) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellmap_core import combinations, nifti
-from cellmap_core.classes import KNOWN, suggest
+from cellmap_core.classes import KNOWN, SETS, expand, suggest
 from cellmap_core.combinations import CODE_DTYPE, Coder
 from cellmap_core.crop import Crop, open_crop
 from cellmap_core.crops_table import CropRow, Status, write_crops_table
@@ -137,11 +137,11 @@ def plan(options: ConvertOptions) -> tuple[Datasplit, tuple[str, ...]]:
                 f"{options.datasplit} lists no classes", "labels[class,…] or the option classes"
             )
         return datasplit, listed
-    valid = sorted(KNOWN | set(listed))
+    valid = sorted({*KNOWN, *SETS, *listed})
     for name in options.classes:
         if name not in valid:
             raise OptionError(f"unknown class {name!r}", "a CellMap class", suggest(name, valid))
-    return datasplit, tuple(dict.fromkeys(options.classes))
+    return datasplit, expand(options.classes)
 
 
 def check_crop_count(options: ConvertOptions) -> None:

@@ -70,7 +70,9 @@ class ConvertOptions(_FoldOptions):
     )
     max_crops: int = Field(0, ge=0, description="convert only the first N crops (0 = all)")
     classes: list[str] | None = Field(
-        None, description="classes to convert, in the order of their ids (default: the datasplit's)"
+        None,
+        description="classes to convert, in the order of their ids, or a set of them "
+        "(challenge48, atoms; default: the datasplit's)",
     )
     empty_class: Literal["absent", "unannotated"] = Field(
         "absent", description="what a listed class without any stored label means in a crop"
