@@ -19,7 +19,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cellmap_core.errors import CellmapError, ServiceError
@@ -137,7 +137,8 @@ def start(home: Path) -> Service:
     ServiceError
         A step failed or took too long; what was started is stopped again.
     """
-    (home / "logs").mkdir(parents=True, exist_ok=True)
+    for name in ("logs", "tmp"):
+        (home / name).mkdir(parents=True, exist_ok=True)
     port = _free_port()
     service = Service(url=f"http://127.0.0.1:{port}", server_pid=0)
     # The server is told its own address too: the UI asks there, not at the usual port.
@@ -146,12 +147,13 @@ def start(home: Path) -> Service:
     service = service.model_copy(update={"server_pid": server.pid})
     _record(home, service)
     try:
-        _wait_healthy(home, service, server)
+        _wait_for("server", home, server, lambda: _healthy(service))
         _step(home, ["work-pool", "create", POOL, "--type", "process", "--overwrite"], service)
         _step(home, ["deploy", "--all"], service)
         worker = _background(home, "worker", ["worker", "start", "--pool", POOL], service)
         service = service.model_copy(update={"worker_pid": worker.pid})
         _record(home, service)
+        _wait_for("worker", home, worker, lambda: _online(service))
         _write_environment(home, service)
     except BaseException:
         stop(home)
@@ -182,6 +184,8 @@ def _environment(home: Path, service: Service) -> dict[str, str]:
     own = {
         "PREFECT_HOME": str(home / "prefect"),
         "PREFECT_API_URL": service.api_url,
+        # Prefect's runner keeps a folder of one fixed name there, and /tmp is shared by users.
+        "TMPDIR": str(home / "tmp"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         # The classic UI asks no outside host for anything.
         "PREFECT_SERVER_UI_V2_ENABLED": "false",
@@ -229,26 +233,40 @@ def _background(
         )
 
 
-def _wait_healthy(home: Path, service: Service, server: subprocess.Popen[bytes]) -> None:
+def _wait_for(
+    name: str, home: Path, process: subprocess.Popen[bytes], ready: Callable[[], bool]
+) -> None:
+    """Wait until a background process is ready; it may also end, or never be."""
     deadline = time.monotonic() + _START_SECONDS
-    log = home / "logs" / "server.log"
+    log = home / "logs" / f"{name}.log"
     while time.monotonic() < deadline:
-        if server.poll() is not None:
-            raise ServiceError(
-                f"the Prefect server ended with {server.returncode}",
-                "",
-                f"see {log}:\n{_tail(log)}",
-            )
-        if _healthy(service):
+        if process.poll() is not None:
+            found = f"the Prefect {name} ended with {process.returncode}"
+            raise ServiceError(found, "", f"see {log}:\n{_tail(log)}")
+        if ready():
             return
         time.sleep(0.5)
-    raise ServiceError(f"the Prefect server did not answer in {_START_SECONDS} s", "", f"see {log}")
+    raise ServiceError(f"the Prefect {name} was not ready in {_START_SECONDS} s", "", f"see {log}")
 
 
 def _healthy(service: Service) -> bool:
     try:
         with urllib.request.urlopen(f"{service.api_url}/health", timeout=5) as answer:
             return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _online(service: Service) -> bool:
+    """Whether the work pool has a worker that polls it."""
+    request = urllib.request.Request(
+        f"{service.api_url}/work_pools/{POOL}/workers/filter",
+        data=b"{}",
+        headers={"Content-Type": "application/json"},
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            return any(worker["status"] == "ONLINE" for worker in json.load(answer))
     except (urllib.error.URLError, OSError):
         return False
 

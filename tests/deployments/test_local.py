@@ -182,6 +182,20 @@ def test_a_second_service_in_the_same_folder_is_refused(client, capsys):
     assert "running already" in capsys.readouterr().out
 
 
+def test_a_worker_that_ends_is_told_not_waited_for(tmp_path, monkeypatch, capsys):
+    real = local._background
+
+    def broken(home, name, arguments, service):
+        return real(home, name, ["no-such-command"] if name == "worker" else arguments, service)
+
+    monkeypatch.setattr(local, "_background", broken)
+    assert local.main(["up", "--home", str(tmp_path / "home")]) == 1
+    said = capsys.readouterr().out
+    assert "the Prefect worker ended with" in said
+    assert "no-such-command" in said
+    assert local._read(tmp_path / "home") is None
+
+
 def test_down_without_a_service_says_so(tmp_path, capsys):
     assert local.main(["down", "--home", str(tmp_path)]) == 0
     assert "No service is running" in capsys.readouterr().out
