@@ -325,7 +325,7 @@ def test_native_spacing_is_the_labels_own(phantom, tmp_path):
 
 
 def test_whatever_a_crop_comes_up_with_the_rest_goes_on(phantom, tmp_path, monkeypatch):
-    from cellmap_core import convert as module
+    from cellmap_core import crop_files as module
 
     real = module.open_crop
 

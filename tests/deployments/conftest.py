@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deployments import local
+from deployments import service as services
 from tests.conftest import ROOT
 
 
@@ -23,7 +23,7 @@ class Client:
         """A Prefect command line, as a user types it."""
         return subprocess.run(
             [sys.executable, "-m", "prefect", *arguments],
-            env=local._environment(self.home, self.service),
+            env=services.environment(self.home, self.service),
             cwd=ROOT,
             capture_output=True,
             text=True,
@@ -90,9 +90,9 @@ class Client:
 def client(tmp_path_factory):
     """The service, up for all tests of this folder; its path has a space on purpose."""
     home = tmp_path_factory.mktemp("service") / "a home"
-    service = local.start(home)
+    service = services.start(home)
     try:
         yield Client(home, service)
     finally:
-        local.stop(home)
+        services.stop(home)
         assert not Path(f"/proc/{service.server_pid}").exists()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from deployments import local
+from deployments import local, service
 
 TINY = {
     "num_fold": 2,
@@ -183,17 +183,17 @@ def test_a_second_service_in_the_same_folder_is_refused(client, capsys):
 
 
 def test_a_worker_that_ends_is_told_not_waited_for(tmp_path, monkeypatch, capsys):
-    real = local._background
+    real = service._background
 
-    def broken(home, name, arguments, service):
-        return real(home, name, ["no-such-command"] if name == "worker" else arguments, service)
+    def broken(home, name, arguments, served):
+        return real(home, name, ["no-such-command"] if name == "worker" else arguments, served)
 
-    monkeypatch.setattr(local, "_background", broken)
+    monkeypatch.setattr(service, "_background", broken)
     assert local.main(["up", "--home", str(tmp_path / "home")]) == 1
     said = capsys.readouterr().out
     assert "the Prefect worker ended with" in said
     assert "no-such-command" in said
-    assert local._read(tmp_path / "home") is None
+    assert service.read(tmp_path / "home") is None
 
 
 def test_down_without_a_service_says_so(tmp_path, capsys):
