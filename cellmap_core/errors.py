@@ -130,6 +130,10 @@ _FINAL_ERRNOS = frozenset(
 )
 
 
+# By name, because the library knows neither Dask nor Prefect's HTTP client.
+_PASSING_KINDS = frozenset({"KilledWorker", "CommClosedError", "TimeoutError", "TransportError"})
+
+
 def may_pass(error: BaseException) -> bool:
     """Tell whether the same work may succeed when tried again.
 
@@ -148,4 +152,4 @@ def may_pass(error: BaseException) -> bool:
         return error.may_pass
     if isinstance(error, OSError):
         return error.errno not in _FINAL_ERRNOS
-    return type(error).__name__ in {"KilledWorker", "CommClosedError", "TimeoutError"}
+    return any(kind.__name__ in _PASSING_KINDS for kind in type(error).__mro__)

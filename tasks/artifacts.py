@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from typing import Any
+from uuid import UUID
 
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+
+logger = logging.getLogger(__name__)
 
 
 def publish_page(key: str, markdown: str, description: str) -> None:
@@ -17,6 +26,37 @@ def publish_page(key: str, markdown: str, description: str) -> None:
 def publish_table(key: str, rows: Sequence[dict[str, Any]], description: str) -> None:
     """Publish a table (rows of plain Python values)."""
     create_table_artifact(list(rows), key=artifact_key(key), description=description)
+
+
+class Progress:
+    """A progress bar of a run.
+
+    A server that does not answer must not end days of work: what cannot be shown is logged
+    and passed over.
+
+    Parameters
+    ----------
+    key : str
+        The artifact's key.
+    name : str
+        What makes progress.
+    """
+
+    def __init__(self, key: str, name: str) -> None:
+        self._key, self._name = artifact_key(key), name
+        self._id: UUID | None = None
+        self.show(0.0, "starting")
+
+    def show(self, part: float, what: str) -> None:
+        """Show how much is done (0 to 1), and in words."""
+        percent, description = round(100 * part, 1), f"{self._name}: {what}"
+        try:
+            if self._id is None:
+                self._id = create_progress_artifact(percent, key=self._key, description=description)
+            else:
+                update_progress_artifact(self._id, percent, description=description)
+        except Exception as error:  # noqa: BLE001 - whatever a server comes up with
+            logger.warning("progress of %s is not shown: %r", self._name, error)
 
 
 def artifact_key(text: str) -> str:

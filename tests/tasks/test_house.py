@@ -2,11 +2,13 @@
 
 import logging
 
+import httpx
 import pytest
 from prefect.states import Failed
 
 from cellmap_core.errors import DatasplitError, StoreError, TrainingInterrupted
 from cellmap_core.models import Failure, StageResult, serial
+from tasks import artifacts
 from tasks.artifacts import artifact_key
 from tasks.convert import convert_crops
 from tasks.fanout import mapper
@@ -20,6 +22,7 @@ from tasks.train import train_fold
         (TrainingInterrupted("ended by SLURM"), True),
         (OSError(5, "Input/output error"), True),
         (ConnectionResetError(), True),
+        (httpx.ReadTimeout("slow"), True),
         (FileNotFoundError(2, "gone"), False),
         (PermissionError(13, "no"), False),
         (DatasplitError("empty"), False),
@@ -63,6 +66,15 @@ def test_our_own_errors_are_logged_without_a_traceback(caplog):
 def test_items_run_here_where_there_is_no_flow():
     assert mapper() is serial
     assert list(mapper()(str, [1, 2])) == ["1", "2"]
+
+
+def test_a_silent_server_does_not_end_what_it_watches(monkeypatch, caplog):
+    def refused(*_args, **_kwargs):
+        raise httpx.ConnectError("refused")
+
+    monkeypatch.setattr(artifacts, "create_progress_artifact", refused)
+    artifacts.Progress("progress-x", "x").show(0.5, "epoch 1/2")
+    assert caplog.text.count("progress of x is not shown") == 2
 
 
 def test_artifact_keys_are_prefects():
