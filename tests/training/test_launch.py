@@ -1,10 +1,10 @@
 """Training as its own process: followed, ended, gone on with, and not done twice."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -68,22 +68,29 @@ def test_changed_model_or_configuration_is_not_current(trained):
     best.write_bytes(data)
 
 
+def processes_of(script):
+    """Ids of the processes that run a script."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                if script.encode() in (entry / "cmdline").read_bytes():
+                    found.append(int(entry.name))
+    return found
+
+
 def test_interrupting_the_parent_ends_the_child_and_it_goes_on(tmp_path):
     bundle = make_bundles(tmp_path / "p", num_epochs=3)[0]
-    pids = []
+    script = command(bundle.folder)[1]
 
     def leave(line):
         if "epoch 1/3" in line:
-            task = Path(f"/proc/{os.getpid()}/task/{threading.get_native_id()}/children")
-            pids.extend(int(p) for p in task.read_text().split())
-            assert pids
+            assert processes_of(script)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         train_bundle(bundle, leave, nothing, threads=1)
-    for pid in pids:
-        with pytest.raises(ProcessLookupError):
-            os.kill(pid, 0)
+    assert not processes_of(script)
     state = torch.load(bundle.folder / "model" / "last.pt", weights_only=True)
     assert 1 <= state["epoch"] <= 2
     lines, epochs = [], []
@@ -99,8 +106,7 @@ def test_child_ended_from_outside_may_be_tried_again(tmp_path, number):
 
     def kill(line):
         if "epoch 1/500" in line:
-            found = subprocess.run(["pgrep", "-f", argv[1]], capture_output=True, text=True)
-            os.kill(int(found.stdout.split()[0]), number)
+            os.kill(processes_of(argv[1])[0], number)
 
     with pytest.raises(TrainingInterrupted, match="goes on from its checkpoint") as error:
         train_bundle(bundle, kill, nothing, threads=1)
@@ -123,8 +129,7 @@ def test_child_ends_when_its_parent_is_gone(tmp_path):
     parent.kill()
     parent.wait()
     deadline = time.monotonic() + 60
-    pattern = ["pgrep", "-f", command(bundle.folder)[1]]
-    while subprocess.run(pattern, capture_output=True, check=False).returncode == 0:
+    while processes_of(command(bundle.folder)[1]):
         assert time.monotonic() < deadline, "the training outlived its parent"
         time.sleep(0.2)
     parent.stdout.close()
