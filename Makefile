@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup run up down test lint types bench clean
+.PHONY: help setup run up down test lint types clean
 .DEFAULT_GOAL := help
 
 help:
