@@ -14,6 +14,7 @@ from functools import partial
 from cellmap_core import combinations, nifti
 from cellmap_core.classes import KNOWN, SETS, expand, suggest
 from cellmap_core.crop_files import LabelJob, ReadCrop, read_crop, write_label
+from cellmap_core.crop_folders import with_stored_classes
 from cellmap_core.crops_table import CropRow, write_crops_table
 from cellmap_core.datalist import Datalist, Entry, write_datalist
 from cellmap_core.datasplit import CropRef, Datasplit, read_datasplit, read_test_manifest
@@ -91,16 +92,16 @@ def plan(options: ConvertOptions) -> tuple[Datasplit, tuple[str, ...]]:
     """The crops and classes a conversion would take, checked without opening a volume."""
     if options.datasplit is None:
         raise OptionError("no datasplit given", "--datasplit FILE.csv")
-    datasplit = read_datasplit(options.datasplit)
+    datasplit = read_datasplit(options.datasplit, options.data_root)
     if options.test_manifest is not None:
-        extra = read_test_manifest(options.test_manifest, datasplit.crops)
+        extra = read_test_manifest(options.test_manifest, datasplit.crops, options.data_root)
         datasplit = datasplit.model_copy(update={"crops": (*datasplit.crops, *extra)})
+    asked = options.classes
+    if not datasplit.classes() and (asked is None or not {*asked} <= {*KNOWN, *SETS}):
+        # Only the crops' own folders can tell; asking remote ones for nothing would be slow.
+        datasplit = with_stored_classes(datasplit)
     listed = datasplit.classes()
     if options.classes is None:
-        if not listed and datasplit.crops:
-            raise DatasplitError(
-                f"{options.datasplit} lists no classes", "labels[class,…] or the option classes"
-            )
         return datasplit, listed
     valid = sorted({*KNOWN, *SETS, *listed})
     for name in options.classes:

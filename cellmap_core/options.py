@@ -55,7 +55,16 @@ class _FoldOptions(Frozen):
 class ConvertOptions(_FoldOptions):
     """Options of ``convert``: from a datasplit of OME-Zarr crops to NIfTI and a datalist."""
 
-    datasplit: Path | None = Field(None, description="CSV of crops: split, raw, labels[classes]")
+    datasplit: Path | None = Field(
+        None,
+        description="crops: a CSV of split, raw, labels[classes], a crop manifest CSV, a data "
+        "folder in CellMap layout, or a glob of crop folders",
+    )
+    data_root: str | None = Field(
+        None,
+        description="where the relative paths of a CSV start: a folder, s3://bucket[/prefix] or "
+        "http(s)://… (default: the CSV's folder)",
+    )
     output_dir: Path = Field(
         Path("auto3dseg/nifti_data"), description="where images, labels and datalist.json go"
     )
@@ -72,7 +81,7 @@ class ConvertOptions(_FoldOptions):
     classes: list[str] | None = Field(
         None,
         description="classes to convert, in the order of their ids, or a set of them "
-        "(challenge48, atoms; default: the datasplit's)",
+        "(challenge48, atoms; default: those the datasplit lists, else those the crops store)",
     )
     empty_class: Literal["absent", "unannotated"] = Field(
         "absent", description="what a listed class without any stored label means in a crop"

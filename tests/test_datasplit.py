@@ -19,7 +19,7 @@ EM = "recon-1/em/fibsem-uint8"
     ],
 )
 def test_every_form_of_a_row_is_the_same_crop(row, tmp_path):
-    crop = parse_row(row, tmp_path)
+    crop = parse_row(row, str(tmp_path))
     assert (crop.dataset, crop.crop, crop.split) == ("jrc_hela-2", "crop234", "train")
     assert crop.raw == f"{STORE}/{EM}"
     assert crop.labels == f"{STORE}/{CROP}"
@@ -27,7 +27,7 @@ def test_every_form_of_a_row_is_the_same_crop(row, tmp_path):
 
 
 def test_relative_paths_are_relative_to_the_csv(tmp_path):
-    crop = parse_row(f"train,a.zarr,{EM},a.zarr,{CROP}/[nuc]", tmp_path)
+    crop = parse_row(f"train,a.zarr,{EM},a.zarr,{CROP}/[nuc]", str(tmp_path))
     assert crop.raw == f"{tmp_path}/a.zarr/{EM}"
 
 
@@ -41,7 +41,7 @@ def test_relative_paths_are_relative_to_the_csv(tmp_path):
 )
 def test_a_bad_row_says_what_is_wrong(row, message, tmp_path):
     with pytest.raises(RowError, match=message):
-        parse_row(row, tmp_path)
+        parse_row(row, str(tmp_path))
 
 
 def test_a_bad_row_stops_no_other_and_is_kept(tmp_path):
@@ -60,6 +60,26 @@ def test_rows_of_one_crop_become_one(tmp_path):
     datasplit = read_datasplit(path)
     assert [c.classes for c in datasplit.crops] == [("nuc", "mito")]
     assert "one split a crop" in datasplit.bad_rows[0].reason
+
+
+def test_both_reconstructions_of_a_crop_are_kept(tmp_path):
+    path = tmp_path / "datasplit.csv"
+    other = CROP.replace("recon-1", "recon-2")
+    rows = [f"train,a.zarr/{EM},a.zarr/{c}/[{n}]" for n in ("nuc", "pm") for c in (CROP, other)]
+    rows.append(f"train,b/a.zarr/{EM},b/a.zarr/{CROP}/[nuc]")
+    path.write_text("\n".join(rows))
+    datasplit = read_datasplit(path)
+    assert {c.name: (c.labels, c.classes) for c in datasplit.crops} == {
+        "a/crop234": (f"{tmp_path}/a.zarr/{CROP}", ("nuc", "pm")),
+        "a/crop234_recon-2": (f"{tmp_path}/a.zarr/{other}", ("nuc", "pm")),
+    }
+    assert "a/crop234 a second time with other paths" in datasplit.bad_rows[0].reason
+
+
+def test_a_datasplit_of_bad_rows_alone_is_refused(tmp_path):
+    (tmp_path / "d.csv").write_text("# a comment\ntrain,x\n")
+    with pytest.raises(DatasplitError, match=r"names no crop .*line 2: 2 columns"):
+        read_datasplit(tmp_path / "d.csv")
 
 
 @pytest.mark.parametrize("text", ["", "# only a comment\n", "split,raw,labels\n"])

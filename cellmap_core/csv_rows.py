@@ -1,0 +1,105 @@
+"""CSV files of crops as people write them: their rows, and where their relative paths start."""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from cellmap_core import remote
+from cellmap_core.errors import DatasplitError, OptionError, StoreError
+
+# Stands for a comma inside [nuc,mito] while a row is split at its commas.
+_INNER_COMMA = "\x1f"
+_BRACKETS = re.compile(r"\[[^\]]*\]")
+# What a Path leaves of s3://bucket/…: one slash.
+_FAR = re.compile(r"^(\w{2,}):/+(?=[^/])")
+
+
+def read_rows(path: Path, expected: str) -> list[tuple[int, str]]:
+    """Rows of a CSV with their line numbers, without empty lines and ``#`` comments.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    expected : str
+        What it should be, for messages.
+
+    Raises
+    ------
+    DatasplitError
+        The file is missing or is not text.
+    """
+    return [
+        (number, line.strip())
+        for number, line in enumerate(_read_text(path, expected).splitlines(), start=1)
+        if line.strip() and not line.lstrip().startswith("#")
+    ]
+
+
+def columns(row: str) -> list[str]:
+    """The columns of a row; commas inside brackets do not end one, quoted or not."""
+    protected = _BRACKETS.sub(lambda m: m.group().replace(",", _INNER_COMMA), row)
+    split = next(csv.reader([protected], skipinitialspace=True), [])
+    return [column.replace(_INNER_COMMA, ",").strip() for column in split]
+
+
+def start_of_paths(path: Path, data_root: str | None) -> str:
+    """Where the relative paths of a CSV start: ``data_root``, else the CSV's folder.
+
+    Raises
+    ------
+    OptionError
+        ``data_root`` is neither a folder nor a remote root that can be read.
+    """
+    if not data_root:
+        return str(path.resolve().parent)
+    expected = "a folder, s3://bucket[/prefix] or http(s)://…"
+    if "://" not in data_root:
+        if not Path(data_root).is_dir():
+            raise OptionError(f"data_root {data_root} is no folder", expected, "check the path")
+        return str(Path(data_root).resolve())
+    if not urlsplit(data_root).netloc:
+        raise OptionError(f"data_root {data_root} names no bucket or server", expected)
+    try:
+        remote.split(data_root)
+    except StoreError as error:
+        raise OptionError(f"data_root {error.found}", expected) from error
+    return data_root.rstrip("/")
+
+
+def absolute(location: str, start: str) -> str:
+    """A location of a CSV, seen from anywhere."""
+    # Text, not Path: a doubled slash of an s3:// location must survive.
+    if "://" in location or location.startswith("/"):
+        return location.rstrip("/")
+    return f"{start.rstrip('/')}/{location}".rstrip("/")
+
+
+def refuse_remote(path: Path) -> None:
+    """Refuse what was given as ``s3://…`` where only a local path can be read.
+
+    Raises
+    ------
+    DatasplitError
+        The path is the rest of a URL.
+    """
+    if _FAR.match(str(path)):
+        given = _FAR.sub(r"\1://", str(path))
+        raise DatasplitError(
+            f"{given} is remote",
+            "a local CSV, folder or glob",
+            "write a CSV of its crops and set data_root to where its paths start",
+        )
+
+
+def _read_text(path: Path, expected: str) -> str:
+    refuse_remote(path)
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise DatasplitError(f"no file {path}", expected, "check the path") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasplitError(f"{path} cannot be read ({error})", expected) from error
