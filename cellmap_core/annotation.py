@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,10 @@ from cellmap_core.label_table import ABSENT, PRESENT, UNKNOWN
 from cellmap_core.models import Frozen
 
 States = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
+
+# Values that cannot stand for a class: a label array of them is somebody's mistake.
+_LABEL_KINDS = "uib"
 
 
 class Encoding(Frozen):
@@ -31,30 +36,51 @@ class Encoding(Frozen):
     present: int | None = None
     unknown: int | None = None
 
-    def states(self, values: NDArray[Any], location: str) -> States:
-        """Turn stored values into ABSENT, PRESENT and UNKNOWN.
+    def state(self, value: int, location: str) -> int:
+        """The state that one stored value stands for."""
+        if value == self.absent:
+            return ABSENT
+        if value == self.unknown:
+            return UNKNOWN
+        if self.present is not None and value != self.present:
+            raise AnnotationError(
+                f"{location} holds the value {value}",
+                f"absent {self.absent}, present {self.present} or unknown {self.unknown}",
+            )
+        return PRESENT
+
+    def masks(self, values: NDArray[Any], location: str) -> tuple[Mask, Mask | None]:
+        """Where stored values say present, and where unknown (None for nowhere).
 
         Raises
         ------
         AnnotationError
-            The array is not of integers, or a semantic array has a value that its encoding
-            does not name.
+            A semantic array has a value that its encoding does not name.
         """
-        if values.dtype.kind not in "uib":
-            raise AnnotationError(f"{location} holds {values.dtype}", "an integer label array")
-        unknown = np.zeros(values.shape, bool) if self.unknown is None else values == self.unknown
+        plain = self.absent == ABSENT and self.present == PRESENT and values.dtype == np.uint8
+        if plain and values.max(initial=0) <= PRESENT:
+            return values.view(np.bool_), None  # The common case, without a pass over the values.
         absent = values == self.absent
-        states = np.full(values.shape, PRESENT, dtype=np.uint8)
-        states[absent] = ABSENT
-        states[unknown] = UNKNOWN
+        known = int(np.count_nonzero(absent))
         if self.present is not None:
-            strange = ~absent & ~unknown & (values != self.present)
-            if strange.any():
-                raise AnnotationError(
-                    f"{location} holds the value {values[strange][0]}",
-                    f"absent {self.absent}, present {self.present} or unknown {self.unknown}",
-                )
-        return states
+            present = values == self.present
+            known += int(np.count_nonzero(present))
+            if known == values.size:
+                return present, None
+        unknown = np.zeros_like(absent) if self.unknown is None else values == self.unknown
+        some = bool(unknown.any())
+        if self.present is None:
+            return ~(absent | unknown), unknown if some else None
+        if known + int(np.count_nonzero(unknown)) != values.size:
+            strange = values[~(absent | present | unknown)][0]
+            self.state(int(strange), location)
+        return present, unknown
+
+
+def check_type(dtype: np.dtype[Any], location: str) -> None:
+    """Refuse a label array that is not of integers."""
+    if dtype.kind not in _LABEL_KINDS:
+        raise AnnotationError(f"{location} holds {dtype}", "an integer label array")
 
 
 def read_encoding(*attributes: dict[str, Any], location: str) -> Encoding:
@@ -89,11 +115,17 @@ def _encoding(encoding: dict[str, Any], instances: bool, location: str) -> Encod
         ) from error
 
 
-def union(parts: list[States]) -> States:
+def union(parts: Sequence[States | int]) -> States | int:
     """The state of a union of classes from those of all its parts.
 
-    Present where any part is present, absent where every part is absent, else unknown.
+    Present where any part is present, absent where every part is absent, else unknown. A
+    part may be one state for the whole block; so is the union of such parts.
     """
-    present = np.any([p == PRESENT for p in parts], axis=0)
-    absent = np.all([p == ABSENT for p in parts], axis=0)
+    if all(isinstance(part, int) for part in parts):
+        return PRESENT if PRESENT in parts else UNKNOWN if UNKNOWN in parts else ABSENT
+    shape = np.broadcast_shapes(*(np.shape(part) for part in parts))
+    present, absent = np.zeros(shape, bool), np.ones(shape, bool)
+    for part in parts:
+        present |= np.equal(part, PRESENT)
+        absent &= np.equal(part, ABSENT)
     return np.where(present, PRESENT, np.where(absent, ABSENT, UNKNOWN)).astype(np.uint8)

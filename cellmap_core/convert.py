@@ -27,6 +27,7 @@ from cellmap_core.folds import with_folds
 from cellmap_core.label_table import LabelTable
 from cellmap_core.models import ConvertResult, Failure, Mapper, serial
 from cellmap_core.options import ConvertOptions
+from cellmap_core.provenance import sweep
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +75,8 @@ def convert(options: ConvertOptions, mapper: Mapper = serial) -> ConvertResult:
         listed = "; ".join(f"{row.dataset}/{row.crop} {row.status}: {row.reason}" for row in rows)
         raise IncompleteError(f"no crop could be converted - {listed}")
     write_datalist(output / "datalist.json", _datalist(converted, table, options))
+    for folder in (output, output / "images", output / "labels", output / ".cache"):
+        sweep(folder)
     failed, excluded = _failures(rows, "failed"), _failures(rows, "excluded")
     if options.on_bad_crop == "exclude":
         failed, excluded = (), excluded + failed

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import zarr
@@ -17,54 +17,55 @@ from cellmap_core.datasplit import CropRef
 from cellmap_core.errors import AnnotationError, CropExcluded
 from cellmap_core.grid import Box, Grid, Shape, Triple
 from cellmap_core.label_table import ABSENT, UNKNOWN
-from cellmap_core.multiscale import Level, choose_level, read_levels
 from cellmap_core.options import ConvertOptions
 from cellmap_core.provenance import key_of
-
-
-class Survey(NamedTuple):
-    """What is stored under a block: grids of the missing chunks, digest of what is there."""
-
-    holes: tuple[Grid, ...]
-    digest: str
+from cellmap_core.volume import Volume, open_volume
 
 
 @dataclass(frozen=True)
-class Volume:
-    """One scale level of one multiscale image, ready to read blocks of."""
+class ClassArray:
+    """The stored labels of one class: where they are and what their values mean."""
 
-    location: str
-    level: Level
-    array: stores.Array
-    finest: Grid
+    volume: Volume
+    encoding: Encoding
 
-    def read(self, start: Shape, stop: Shape) -> NDArray[Any]:
-        """The block (z, y, x) from ``start`` to ``stop``."""
-        to_array = self.level.to_array
-        values = stores.read(self.array, to_array(start), to_array(stop))
-        return np.transpose(values, self.level.axes)
+    def states(self, target: Grid) -> States | int:
+        """States on ``target`` (z, y, x) by majority; one number where all are the same."""
+        volume, how = self.volume, resample.plan(self.volume.level.grid, target, "label")
+        rest = self.encoding.state(int(volume.reader.fill), volume.location)
+        if how.pools is not None and how.inside and self._in_step(how.start, how.pools):
+            return self._by_chunk(how, how.pools, target.shape_vox, rest)
+        if how.inside and not volume.stored(how.start, how.stop):
+            return rest
+        values = volume.block(how.start, how.stop)
+        present, unknown = self.encoding.masks(values, volume.location)
+        return resample.majority(present, unknown, how)
 
-    def around(self, target: Grid) -> tuple[NDArray[Any], Grid]:
-        """The block that resampling onto ``target`` needs, and its grid."""
-        start, stop = resample.needed(self.level.grid, target)
-        return self.read(start, stop), self.level.grid.cut(start, stop)
+    def _in_step(self, start: Shape, pools: Shape) -> bool:
+        """Whether no output voxel takes from two chunks."""
+        sizes = zip(start, self.volume.chunk_shape, pools, strict=True)
+        return all(first % ratio == 0 and size % ratio == 0 for first, size, ratio in sizes)
 
-    def survey(self, target: Grid) -> Survey:
-        """What is stored of the block that resampling onto ``target`` needs."""
-        start, stop = resample.needed(self.level.grid, target)
-        chunks = stores.survey(self.array, self.level.to_array(start), self.level.to_array(stop))
-        holes = tuple(
-            self.level.grid.cut(self._zyx(chunk.low), self._zyx(chunk.high))
-            for chunk in chunks
-            if chunk.mark is None
-        )
-        metadata = repr(self.array.metadata.to_dict())
-        marks = [chunk.mark for chunk in chunks]
-        return Survey(holes, key_of(self.level.model_dump(mode="json"), metadata, marks))
-
-    def _zyx(self, index: Shape) -> Shape:
-        z, y, x = (index[axis] for axis in self.level.axes)
-        return z, y, x
+    def _by_chunk(self, how: resample.Plan, pools: Shape, shape: Shape, rest: int) -> States | int:
+        """Chunk by chunk, each in the processor's cache; a chunk of one value costs nothing."""
+        result: States | None = None
+        for offset, values in self.volume.pieces(how.start, how.stop):
+            low = values.min()
+            if low == values.max():
+                part: States | int = self.encoding.state(int(low), self.volume.location)
+                if part == rest:
+                    continue
+            else:
+                present, unknown = self.encoding.masks(values, self.volume.location)
+                part = resample.majority(present, unknown, how)
+            if result is None:
+                result = np.full(shape, rest, np.uint8)
+            place = tuple(
+                slice(o // r, (o + n) // r)
+                for o, n, r in zip(offset, values.shape, pools, strict=True)
+            )
+            result[place] = part
+        return rest if result is None else result
 
 
 @dataclass(frozen=True)
@@ -72,14 +73,16 @@ class ClassSource:
     """Where the states of one class come from: its own array, or its parts' arrays."""
 
     name: str
-    arrays: tuple[tuple[Volume, Encoding], ...]
+    arrays: tuple[ClassArray, ...]
 
-    def states(self, target: Grid) -> States:
-        """States of the class on ``target`` (z, y, x), by majority."""
-        parts = []
-        for volume, encoding in self.arrays:
-            values, grid = volume.around(target)
-            parts.append(resample.states(encoding.states(values, volume.location), grid, target))
+    def around(self, target: Grid) -> ClassSource:
+        """The source with what is stored of it around a crop surveyed."""
+        arrays = (replace(a, volume=a.volume.around(target, "label")) for a in self.arrays)
+        return replace(self, arrays=tuple(arrays))
+
+    def states(self, target: Grid) -> States | int:
+        """States of the class on ``target`` (z, y, x); one number where all are the same."""
+        parts = [array.states(target) for array in self.arrays]
         return parts[0] if len(parts) == 1 else annotation.union(parts)
 
 
@@ -99,8 +102,6 @@ class Crop:
         The output grid.
     sources : dict
         Class name → source, for the classes annotated in this crop.
-    survey : Survey
-        What is stored of the raw under the crop.
     """
 
     ref: CropRef
@@ -108,37 +109,48 @@ class Crop:
     label_grid: Grid
     grid: Grid
     sources: dict[str, ClassSource]
-    survey: Survey
+
+    @property
+    def label_volume(self) -> Volume:
+        """The finest of the class arrays."""
+        volumes = [a.volume for source in self.sources.values() for a in source.arrays]
+        return min(volumes, key=lambda v: float(np.prod(v.level.grid.voxel_nm)))
 
     def image(self, target: Grid) -> NDArray[Any]:
         """The raw on a part of the output grid; zero where the raw does not reach."""
-        if not self.raw.level.grid.box.intersects(target.box):
-            return np.zeros(target.shape_vox, self.raw.array.dtype)
-        values, grid = self.raw.around(target)
-        return resample.image(values, grid, target)
+        return self.raw.image(target)
 
-    def states(self, target: Grid, name: str) -> States:
-        """States of a class on a part of the output grid.
+    def states(self, target: Grid, classes: Sequence[str]) -> Iterator[States | int]:
+        """States of each class on a part of the output grid; one number for a whole block.
 
         Unknown where the class is not annotated, where its labels do not reach, and wherever
         there is no raw to learn from (outside the volume, or a chunk that was not downloaded).
         """
-        source = self.sources.get(name)
-        if source is None:
-            return np.full(target.shape_vox, ABSENT, np.uint8)  # Masked by annotated_classes.
-        states = source.states(target)
-        covered = np.zeros(target.shape_vox, bool)
-        covered[resample.inside(self.raw.level.grid, target)] = True
-        for hole in self.survey.holes:
-            covered[_touched(hole, target)] = False
-        states[~covered] = UNKNOWN
-        return states
+        dark = self._without_raw(target)
+        for name in classes:
+            source = self.sources.get(name)
+            if source is None:
+                yield ABSENT  # Masked by annotated_classes.
+                continue
+            states = source.states(target)
+            if dark is not None:
+                states = np.array(np.broadcast_to(states, target.shape_vox), np.uint8)
+                states[dark] = UNKNOWN
+            yield states
+
+    def _without_raw(self, target: Grid) -> NDArray[np.bool_] | None:
+        """Voxels with no raw to learn from; None where all have some."""
+        dark = np.ones(target.shape_vox, bool)
+        dark[resample.inside(self.raw.level.grid, target)] = False
+        for hole in self.raw.holes:
+            dark[_touched(hole, target)] = True
+        return dark if dark.any() else None
 
     def coverage(self) -> float:
         """Part of the crop's volume that has raw: inside the volume and downloaded."""
         total = float(np.prod(self.grid.box.size_nm))
         covered = _shared(self.raw.level.grid.box, self.grid.box)
-        covered -= sum(_shared(hole.box, self.grid.box) for hole in self.survey.holes)
+        covered -= sum(_shared(hole.box, self.grid.box) for hole in self.raw.holes)
         return max(0.0, min(1.0, covered / total))
 
     def raw_start_vox(self) -> Triple:
@@ -148,10 +160,10 @@ class Crop:
     def digest(self) -> str:
         """Digest of all stored content the crop is made from."""
         sources = [
-            [name, [[v.survey(self.grid).digest, e.model_dump()] for v, e in source.arrays]]
+            [name, [[a.volume.digest(), a.encoding.model_dump()] for a in source.arrays]]
             for name, source in sorted(self.sources.items())
         ]
-        return key_of(self.grid.model_dump(mode="json"), self.survey.digest, sources)
+        return key_of(self.grid.model_dump(mode="json"), self.raw.digest(), sources)
 
 
 def open_crop(ref: CropRef, classes: Sequence[str], options: ConvertOptions) -> Crop:
@@ -169,21 +181,20 @@ def open_crop(ref: CropRef, classes: Sequence[str], options: ConvertOptions) -> 
     if ref.labels and not arrays:
         raise CropExcluded("none of the classes asked for is annotated in this crop")
     label_grid = ref.grid or _common_grid(
-        [volume.finest for source in arrays.values() for volume, _ in source.arrays]
+        [array.volume.finest for source in arrays.values() for array in source.arrays]
     )
     grid = label_grid.resampled(target or label_grid.voxel_nm)
-    raw = _open_volume(ref.raw, options.scale, target or label_grid.voxel_nm)
+    raw = open_volume(ref.raw, options.scale, target or label_grid.voxel_nm)
     if not raw.finest.box.intersects(grid.box):
         raise CropExcluded(
             f"the crop ({_text(grid.box)}) lies outside the raw ({_text(raw.finest.box)})"
         )
     return Crop(
         ref=ref,
-        raw=raw,
+        raw=raw.around(grid, "image"),
         label_grid=label_grid,
         grid=grid,
-        sources=arrays,
-        survey=raw.survey(grid),
+        sources={name: source.around(grid) for name, source in arrays.items()},
     )
 
 
@@ -207,7 +218,7 @@ def _class_arrays(
             continue
         opened = tuple(_open_class(f"{ref.labels}/{part}", options, target) for part in parts)
         trusted = options.empty_class == "absent" and (name in named or name in ref.classes)
-        if trusted or all(_has_chunks(volume) for volume, _ in opened):
+        if trusted or all(_has_chunks(array.volume) for array in opened):
             sources[name] = ClassSource(name=name, arrays=opened)
     return sources
 
@@ -224,29 +235,15 @@ def _named_classes(group: zarr.Group) -> tuple[str, ...]:
     return tuple(str(n) for n in names)
 
 
-def _open_class(
-    location: str, options: ConvertOptions, target: Triple | None
-) -> tuple[Volume, Encoding]:
-    volume = _open_volume(location, options.scale, target)
-    group = stores.open_group(location)
-    encoding = annotation.read_encoding(
-        dict(volume.array.attrs), dict(group.attrs), location=location
-    )
-    return volume, encoding
-
-
-def _open_volume(location: str, scale: str, target: Triple | None) -> Volume:
-    group = stores.open_group(location)
-    levels = read_levels(group, location)
-    level = choose_level(levels, scale, target, location)
-    array = stores.open_array(group, location, level.path)
-    return Volume(location=location, level=level, array=array, finest=levels[0].grid)
+def _open_class(location: str, options: ConvertOptions, target: Triple | None) -> ClassArray:
+    volume = open_volume(location, options.scale, target)
+    annotation.check_type(volume.dtype, location)
+    attributes = (dict(volume.reader.array.attrs), volume.attributes)
+    return ClassArray(volume, annotation.read_encoding(*attributes, location=location))
 
 
 def _has_chunks(volume: Volume) -> bool:
-    whole = volume.array.shape
-    stop = (whole[0], whole[1], whole[2])
-    return any(chunk.mark for chunk in stores.survey(volume.array, (0, 0, 0), stop))
+    return bool(volume.reader.survey((0, 0, 0), volume.reader.shape).stored.any())
 
 
 def _common_grid(grids: Sequence[Grid]) -> Grid:

@@ -12,24 +12,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellmap_core import nifti
-from cellmap_core.combinations import CODE_DTYPE, Coder
+from cellmap_core.combinations import CODE_DTYPE, Coder, look_up
 from cellmap_core.crop import Crop, open_crop
 from cellmap_core.crops_table import CropRow, Status
 from cellmap_core.datalist import CaseInfo
 from cellmap_core.datasplit import CropRef
 from cellmap_core.errors import CellmapError, CropExcluded, may_pass
-from cellmap_core.grid import Grid
 from cellmap_core.label_table import PRESENT, States
 from cellmap_core.models import Frozen
 from cellmap_core.options import ConvertOptions
 from cellmap_core.provenance import key_of, read_receipt, write_receipt
+from cellmap_core.slabs import z_slabs
 
 logger = logging.getLogger(__name__)
 
 # Part of every key: raise it when the same inputs would give other files.
-_FORMAT = 1
-# Sections of the output are made together up to this many voxels.
-_SLAB_VOXELS = 16 << 20
+_FORMAT = 2
 
 
 class ReadCrop(Frozen):
@@ -76,10 +74,11 @@ def write_label(job: LabelJob, output: Path, options: ConvertOptions) -> bool:
     if not job.crop.annotated or read_receipt(receipt, key):
         return False
     coded = _coded_path(output, stem)
-    lookup = np.array(job.ids, dtype=np.dtype(job.dtype))
+    table = np.zeros(1 << 16, dtype=np.dtype(job.dtype))
+    table[: len(job.ids)] = job.ids
     final = output / "labels" / f"{stem}{nifti.suffix(options.compression)}"
-    slabs = (lookup[slab] for slab in nifti.iter_slabs(coded))
-    nifti.write_slabs(final, nifti.read_grid(coded), lookup.dtype, slabs)
+    slabs = (look_up(table, slab) for slab in nifti.iter_slabs(coded))
+    nifti.write_slabs(final, nifti.read_grid(coded), table.dtype, slabs)
     write_receipt(receipt, key, [final], {})
     return True
 
@@ -136,33 +135,31 @@ def _not_converted(ref: CropRef, options: ConvertOptions, status: Status, reason
 def _write_crop(
     crop: Crop, classes: tuple[str, ...], image: Path, output: Path
 ) -> tuple[States, ...]:
-    nifti.write_slabs(image, crop.grid, crop.raw.array.dtype, _image_slabs(crop))
+    scratch = output / ".cache"
+    scratch.mkdir(parents=True, exist_ok=True)
+    nifti.write_slabs(image, crop.grid, crop.raw.dtype, _image_slabs(crop, scratch))
     coder = Coder()
     if crop.sources:
-        slabs = (
-            coder.encode(crop.states(part, name) for name in classes) for part in _parts(crop.grid)
+        codes = z_slabs(
+            crop.grid,
+            lambda tile: coder.encode(crop.states(tile, classes), tile.shape_vox),
+            like=crop.label_volume,
+            dtype=CODE_DTYPE,
+            scratch=scratch,
         )
-        nifti.write_slabs(_coded_path(output, crop.ref.stem), crop.grid, CODE_DTYPE, slabs)
+        nifti.write_slabs(_coded_path(output, crop.ref.stem), crop.grid, CODE_DTYPE, codes)
     return coder.seen
 
 
-def _image_slabs(crop: Crop) -> Iterator[NDArray[Any]]:
-    """The image, section by section; a blank one excludes the crop before a file appears."""
+def _image_slabs(crop: Crop, scratch: Path) -> Iterator[NDArray[Any]]:
+    """The image, slab by slab; a blank one excludes the crop before a file appears."""
     low, high = np.inf, -np.inf
-    for part in _parts(crop.grid):
-        slab = crop.image(part)
+    slabs = z_slabs(crop.grid, crop.image, like=crop.raw, dtype=crop.raw.dtype, scratch=scratch)
+    for slab in slabs:
         low, high = min(low, slab.min()), max(high, slab.max())
         yield slab
     if low == high:
         raise CropExcluded(f"its EM is blank (every voxel is {low:g})")
-
-
-def _parts(grid: Grid) -> Iterator[Grid]:
-    """The grid cut along z into parts of a bounded number of voxels."""
-    z, y, x = grid.shape_vox
-    thickness = max(1, _SLAB_VOXELS // (y * x))
-    for start in range(0, z, thickness):
-        yield grid.cut((start, 0, 0), (min(start + thickness, z), y, x))
 
 
 def _overlaps(classes: tuple[str, ...], seen: Sequence[States]) -> int:

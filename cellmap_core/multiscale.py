@@ -11,7 +11,7 @@ import zarr
 from cellmap_core.errors import MetadataError
 from cellmap_core.grid import Grid, Shape, Triple
 from cellmap_core.models import Frozen
-from cellmap_core.stores import open_array
+from cellmap_core.stores import Array, find_array
 
 # Length of one unit in nm, by the names OME-NGFF takes from UDUNITS-2 and short forms met.
 _UNIT_NM = {
@@ -47,8 +47,17 @@ class Level(Frozen):
         return placed[0], placed[1], placed[2]
 
 
-def read_levels(group: zarr.Group, location: str) -> tuple[Level, ...]:
-    """All scale levels of a multiscale group, finest first.
+class Levels:
+    """The scale levels of a multiscale group; an array is opened when its level is asked for.
+
+    A download may leave levels out: those named in the metadata but absent are no choice.
+
+    Parameters
+    ----------
+    group : zarr.Group
+        With OME-NGFF multiscales metadata.
+    location : str
+        Its location, for messages.
 
     Raises
     ------
@@ -56,68 +65,72 @@ def read_levels(group: zarr.Group, location: str) -> tuple[Level, ...]:
         The metadata are missing, incomplete or not three space axes with known units.
         Nothing is guessed.
     """
-    multiscale = _multiscale(group, location)
-    names, factors = _axes(multiscale, location)
-    outer = multiscale.get("coordinateTransformations") or []
-    levels = []
-    for dataset in multiscale.get("datasets") or []:
-        path = dataset.get("path")
-        if not isinstance(path, str):
-            raise MetadataError(f"{location}: a multiscale dataset without path", "path, e.g. s0")
-        if path not in group:
-            continue  # A download may leave levels out; the ones named but absent are no choice.
-        scale, translation = _transform(dataset.get("coordinateTransformations"), location, path)
-        outer_scale, outer_translation = _transform(outer, location, path, required=False)
-        voxel = scale * outer_scale * factors
-        origin = (translation * outer_scale + outer_translation) * factors
-        array = open_array(group, location, path)
-        if array.ndim != 3:
-            raise MetadataError(f"{location}/{path} has {array.ndim} axes", "three (z, y, x)")
+
+    def __init__(self, group: zarr.Group, location: str) -> None:
+        self._group, self._location = group, location
+        multiscale = _multiscale(group, location)
+        names, factors = _axes(multiscale, location)
         order = tuple(names.index(a) for a in "zyx")
-        levels.append(
-            Level(
-                path=path,
-                axes=(order[0], order[1], order[2]),
-                grid=Grid(
-                    shape_vox=_reorder(array.shape, order, int),
-                    voxel_nm=_reorder(voxel, order, float),
-                    translation_nm=_reorder(origin, order, float),
-                ),
-            )
+        self._order = (order[0], order[1], order[2])
+        outer = multiscale.get("coordinateTransformations") or []
+        named: dict[str, tuple[Triple, Triple]] = {}
+        for dataset in multiscale.get("datasets") or []:
+            path = dataset.get("path")
+            if not isinstance(path, str):
+                raise MetadataError(f"{location}: a multiscale dataset without path", "path: s0")
+            scale, shift = _transform(dataset.get("coordinateTransformations"), location, path)
+            outer_scale, outer_shift = _transform(outer, location, path, required=False)
+            voxel = scale * outer_scale * factors
+            origin = (shift * outer_scale + outer_shift) * factors
+            named[path] = (_reorder(voxel, order, float), _reorder(origin, order, float))
+        self._named = dict(sorted(named.items(), key=lambda item: float(np.prod(item[1][0]))))
+        self._opened: dict[str, tuple[Level, Array] | None] = {}
+
+    def finest(self) -> tuple[Level, Array]:
+        """The finest level there is."""
+        for path in self._named:
+            if opened := self._open(path):
+                return opened
+        raise MetadataError(f"{self._location} has no scale level", "at least s0")
+
+    def choose(self, scale: str, target_nm: Triple | None) -> tuple[Level, Array]:
+        """The level to read: the one named, or by ``auto`` the coarsest not coarser than wanted.
+
+        Parameters
+        ----------
+        scale : str
+            ``s0``, ``s1``, … or ``auto``.
+        target_nm : tuple of float or None
+            Voxel size wanted; None (native) makes ``auto`` the finest.
+        """
+        if scale == "auto":
+            for path, (voxel, _) in reversed(self._named.items()):
+                fine = target_nm is not None and _not_coarser(voxel, target_nm)
+                if fine and (opened := self._open(path)):
+                    return opened
+            return self.finest()
+        for path in self._named:
+            if re.sub(r"\D", "", path) == scale[1:] and (opened := self._open(path)):
+                return opened
+        there = [path for path in self._named if self._open(path)]
+        raise MetadataError(
+            f"{self._location} has no scale level {scale}",
+            f"one of {', '.join(there)} or auto" if there else "at least s0",
         )
-    if not levels:
-        raise MetadataError(f"{location} has no scale level", "at least s0")
-    return tuple(sorted(levels, key=lambda level: float(np.prod(level.grid.voxel_nm))))
 
+    def _open(self, path: str) -> tuple[Level, Array] | None:
+        if path not in self._opened:
+            array = find_array(self._group, self._location, path)
+            self._opened[path] = None if array is None else (self._level(path, array), array)
+        return self._opened[path]
 
-def choose_level(
-    levels: tuple[Level, ...], scale: str, target_nm: Triple | None, location: str
-) -> Level:
-    """The level to read: the one named, or by ``auto`` the coarsest not coarser than wanted.
-
-    Parameters
-    ----------
-    levels : tuple of Level
-        Finest first.
-    scale : str
-        ``s0``, ``s1``, … or ``auto``.
-    target_nm : tuple of float or None
-        Voxel size wanted; None (native) makes ``auto`` the finest.
-    location : str
-        The image, for messages.
-    """
-    if scale == "auto":
-        if target_nm is None:
-            return levels[0]
-        fine = [level for level in levels if _not_coarser(level.grid.voxel_nm, target_nm)]
-        return fine[-1] if fine else levels[0]
-    for level in levels:
-        if re.sub(r"\D", "", level.path) == scale[1:]:
-            return level
-    raise MetadataError(
-        f"{location} has no scale level {scale}",
-        f"one of {', '.join(level.path for level in levels)} or auto",
-    )
+    def _level(self, path: str, array: Array) -> Level:
+        if array.ndim != 3:
+            raise MetadataError(f"{self._location}/{path} has {array.ndim} axes", "three (z, y, x)")
+        voxel, origin = self._named[path]
+        shape = _reorder(array.shape, self._order, int)
+        grid = Grid(shape_vox=shape, voxel_nm=voxel, translation_nm=origin)
+        return Level(path=path, axes=self._order, grid=grid)
 
 
 def _not_coarser(voxel: Triple, target: Triple) -> bool:

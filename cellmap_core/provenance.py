@@ -10,6 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import socket
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +21,9 @@ from typing import Any
 from cellmap_core.models import Frozen
 
 _BLOCK_BYTES = 1 << 20
+# The host, so that a process number means something in a folder that many hosts share.
+_WRITER = re.sub(r"\W", "", socket.gethostname())
+_ABANDONED_SECONDS = 24 * 3600
 
 
 @contextmanager
@@ -27,7 +33,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     The name keeps all suffixes of ``path``, because readers choose a format by them.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.partial.{path.name}")
+    temporary = path.with_name(f".{_WRITER}-{os.getpid()}.partial.{path.name}")
     try:
         yield temporary
         with temporary.open("rb") as written:
@@ -35,6 +41,23 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what writers that were killed left under temporary names in a folder.
+
+    Another run may be writing there: only what a dead process of this host left goes, and
+    from other hosts what nobody has touched for a day.
+    """
+    for path in folder.glob(".*.partial.*"):
+        writer, _, process = path.name[1:].partition(".partial.")[0].rpartition("-")
+        try:
+            old = time.time() - path.stat().st_mtime > _ABANDONED_SECONDS
+            dead = writer == _WRITER and not Path(f"/proc/{process}").exists()
+        except OSError:
+            continue
+        if old or dead:
+            path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

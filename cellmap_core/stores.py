@@ -1,37 +1,23 @@
-"""Zarr groups and arrays, read only where asked, with missing chunks told from zeros.
-
-A download of CellMap data keeps the full-volume metadata and only the chunks near crops;
-zarr reads the rest as zeros. What is read here always says how much of it was really there.
-"""
+"""Zarr groups and arrays on disk, in a bucket or behind HTTP: opening, listing and reading."""
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import obstore
 import zarr
 from numpy.typing import NDArray
-from zarr.abc.store import Store
-from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.errors import GroupNotFoundError
-from zarr.storage import ObjectStore
 
 from cellmap_core import remote
 from cellmap_core.errors import CellmapError, MetadataError, StoreError
 from cellmap_core.grid import Shape
 
 Array = zarr.Array[Any]
-
-
-# Requests to a store at the same time; an object store answers each in tens of milliseconds.
-_AT_ONCE = 32
 
 
 def open_group(location: str) -> zarr.Group:
@@ -61,23 +47,23 @@ def open_group(location: str) -> zarr.Group:
     except (FileNotFoundError, GroupNotFoundError) as error:
         raise StoreError(f"no zarr group at {location}", "a zarr group") from error
     except (obstore.exceptions.BaseError, OSError) as error:
-        raise StoreError(f"{location} cannot be read ({_line(error)})", "an open store") from error
+        raise StoreError(f"{location} cannot be read ({line(error)})", "an open store") from error
     except Exception as error:
         raise MetadataError(
-            f"{location} is no zarr group ({_line(error)})", "a zarr group"
+            f"{location} is no zarr group ({line(error)})", "a zarr group"
         ) from error
 
 
-def open_array(group: zarr.Group, location: str, name: str) -> Array:
-    """Open the array ``name`` of a group; ``location`` is the group's, for messages."""
+def find_array(group: zarr.Group, location: str, name: str) -> Array | None:
+    """The array ``name`` of a group, or None; ``location`` is the group's, for messages."""
     try:
         node = group[name]
-    except KeyError as error:
-        raise StoreError(
-            f"no array {name} in {location}", f"one of {', '.join(children(group)) or 'none'}"
-        ) from error
+    except KeyError:
+        return None
+    except PermissionError as error:
+        raise StoreError(f"{location}/{name} may not be read", "read permission") from error
     except Exception as error:
-        raise MetadataError(f"{location}/{name} has bad metadata ({_line(error)})") from error
+        raise MetadataError(f"{location}/{name} has bad metadata ({line(error)})") from error
     if not isinstance(node, zarr.Array):
         raise MetadataError(f"{location}/{name} is a group", "an array")
     return node
@@ -114,63 +100,10 @@ def read(array: Array, start: Shape, stop: Shape) -> NDArray[Any]:
         raise
     except Exception as error:
         raise StoreError(
-            f"{array.store_path} cannot be read at {start} to {stop} ({_line(error)})",
+            f"{array.store_path} cannot be read at {start} to {stop} ({line(error)})",
             "whole chunks",
             "download the crop again",
         ) from error
-
-
-class Chunk(NamedTuple):
-    """One stored unit under a block: its extent, and what tells its content.
-
-    ``mark`` is a digest of the stored bytes, or the object store's own tag of them; None where
-    nothing is stored, which zarr reads as zeros.
-    """
-
-    low: Shape
-    high: Shape
-    mark: str | None
-
-
-def survey(array: Array, start: Shape, stop: Shape) -> tuple[Chunk, ...]:
-    """What is stored under a block (in the array's own axes), chunk by chunk, undecoded.
-
-    Raises
-    ------
-    StoreError
-        The store refuses or fails.
-    """
-    chunks = list(_chunks(array, start, stop))
-    try:
-        marks = sync(_marks(array.store_path.store, [key for key, *_ in chunks]))
-    except Exception as error:
-        raise StoreError(f"{array.store_path} cannot be listed ({_line(error)})") from error
-    return tuple(Chunk(low, high, mark) for (_, low, high), mark in zip(chunks, marks, strict=True))
-
-
-async def _marks(store: Store, keys: list[str]) -> list[str | None]:
-    gate = asyncio.Semaphore(_AT_ONCE)
-
-    async def one(key: str) -> str | None:
-        async with gate:
-            if isinstance(store, ObjectStore):
-                return await remote.tag(store, key)
-            stored = await store.get(key, default_buffer_prototype())
-            return None if stored is None else hashlib.sha256(stored.to_bytes()).hexdigest()
-
-    return list(await asyncio.gather(*map(one, keys)))
-
-
-def _chunks(array: Array, start: Shape, stop: Shape) -> Iterator[tuple[str, Shape, Shape]]:
-    """Store key and extent (cut to the block) of every chunk that the block touches."""
-    size = array.shards or array.chunks
-    ranges = [range(a // c, -(-b // c)) for a, b, c in zip(start, stop, size, strict=True)]
-    for index in itertools.product(*ranges):
-        low = tuple(max(i * c, a) for i, c, a in zip(index, size, start, strict=True))
-        high = tuple(min((i + 1) * c, b) for i, c, b in zip(index, size, stop, strict=True))
-        name = array.metadata.encode_chunk_key(index)
-        key = f"{array.store_path.path}/{name}" if array.store_path.path else name
-        yield key, (low[0], low[1], low[2]), (high[0], high[1], high[2])
 
 
 def _require(path: Path) -> None:
@@ -189,7 +122,7 @@ def _require(path: Path) -> None:
     )
 
 
-def _line(error: Exception) -> str:
-    """One line of a library's message."""
+def line(error: Exception) -> str:
+    """One line of a library's message, for one of ours."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

@@ -16,10 +16,21 @@ from cellmap_core.label_table import ABSENT, PRESENT, UNKNOWN, LabelTable
 def test_nothing_is_lost_for_any_number_of_classes(count, seed):
     states = np.random.default_rng(seed).integers(0, 3, (count, 4, 5, 6)).astype(np.uint8)
     coder = Coder()
-    coded = np.concatenate([coder.encode(states[:, :2]), coder.encode(states[:, 2:])])
+    halves = [coder.encode(list(part), part.shape[1:]) for part in (states[:, :2], states[:, 2:])]
+    coded = np.concatenate(halves)
     table = np.array(coder.seen, np.uint8)
     assert np.array_equal(np.moveaxis(table[coded], -1, 0), states)
     assert len(set(coder.seen)) == len(coder.seen)
+
+
+def test_classes_of_one_state_need_no_voxels():
+    varying = np.array([[[ABSENT, PRESENT, UNKNOWN]]], np.uint8)
+    coder = Coder()
+    coded = coder.encode([PRESENT, varying, ABSENT], (1, 1, 3))
+    assert [coder.seen[i] for i in coded.ravel()] == [
+        (PRESENT, s, ABSENT) for s in (ABSENT, PRESENT, UNKNOWN)
+    ]
+    assert len(np.unique(coder.encode([ABSENT] * 3, (2, 2, 2)))) == 1
 
 
 def test_ids_are_background_then_classes_then_combinations():

@@ -143,22 +143,6 @@ def test_only_what_changed_is_redone(own_phantom, tmp_path):
     assert read_volume(output / "images" / "phantom-b_crop5.nii.gz").shape == (40, 40, 40)
 
 
-def test_a_killed_run_leaves_no_half_file(own_phantom, tmp_path, monkeypatch):
-    from cellmap_core import nifti
-
-    def dies(*_args):
-        raise KeyboardInterrupt
-
-    output = tmp_path / "out"
-    with monkeypatch.context() as patch:
-        patch.setattr(nifti.np, "ascontiguousarray", dies)
-        with pytest.raises(KeyboardInterrupt):
-            run(own_phantom, output)
-    assert not [p for p in output.rglob("*") if p.is_file()]
-    undisturbed = run(own_phantom, tmp_path / "other")
-    assert run(own_phantom, output).done == undisturbed.done
-
-
 def damage_missing_store(folder):
     shutil.rmtree(folder / "phantom-a" / "phantom-a.zarr" / "recon-1" / "em")
     return {"phantom-a/crop1": ("failed", "does not exist")}

@@ -54,7 +54,8 @@ def label_ids(probabilities: NDArray[np.float32], ids: Mapping[States, int]) -> 
     A combination that the data never had gets the id of its likeliest class.
     """
     coder = Coder()
-    coded = coder.encode((p > THRESHOLD).astype(np.uint8) for p in probabilities)
+    z, y, x = probabilities.shape[1:]
+    coded = coder.encode(((p > THRESHOLD).astype(np.uint8) for p in probabilities), (z, y, x))
     found = np.array([ids.get(states, -1) for states in coder.seen])[coded]
     return np.where(found < 0, likeliest(probabilities), found)
 

@@ -1,0 +1,265 @@
+"""The chunks of one array: which are stored under a block, and what they hold.
+
+A download of CellMap data keeps the full-volume metadata and only the chunks near crops;
+zarr reads the rest as zeros. What is read here always says how much of it was really there,
+and what is not there costs nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from zarr.abc.store import Store, SuffixByteRequest
+from zarr.codecs import ShardingCodec
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.metadata.v2 import ArrayV2Metadata
+from zarr.core.sync import sync
+from zarr.storage import LocalStore, ObjectStore
+
+from cellmap_core import remote, stores
+from cellmap_core.errors import StoreError
+from cellmap_core.grid import Shape
+
+# Requests to a store at the same time; an object store answers each in tens of milliseconds.
+_AT_ONCE = 32
+# Offset and length of a chunk in a shard that has none of it, and the index's checksum.
+_EMPTY_ENTRY = np.iinfo(np.uint64).max
+_CHECKSUM_BYTES = 4
+
+
+class Piece(NamedTuple):
+    """Some stored values of a block: where in the block they start, and the values."""
+
+    offset: Shape
+    values: NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """The chunks that a block touches, in the array's own axes.
+
+    Attributes
+    ----------
+    size : tuple of int
+        Voxels of a chunk (of an inner chunk, where chunks lie in shards).
+    first : tuple of int
+        Index of the first chunk the block touches.
+    marks : ndarray of object
+        For each chunk a digest of its stored bytes, or the object store's own tag of them;
+        None where nothing is stored, which zarr reads as the fill value.
+    """
+
+    size: Shape
+    first: Shape
+    marks: NDArray[Any]
+
+    @cached_property
+    def stored(self) -> NDArray[np.bool_]:
+        """Which chunks are stored."""
+        return np.asarray(self.marks != None, dtype=bool)  # noqa: E711 - element by element
+
+    def under(self, start: Shape, stop: Shape) -> list[Shape]:
+        """Indices of the stored chunks that a part of the block touches."""
+        low = [a // c - f for a, c, f in zip(start, self.size, self.first, strict=True)]
+        high = [-(-b // c) - f for b, c, f in zip(stop, self.size, self.first, strict=True)]
+        part = self.stored[tuple(slice(max(a, 0), b) for a, b in zip(low, high, strict=True))]
+        z, y, x = (f + max(a, 0) for f, a in zip(self.first, low, strict=True))
+        return [(z + i, y + j, x + k) for i, j, k in np.argwhere(part).tolist()]
+
+    def missing(self) -> Iterator[tuple[Shape, Shape]]:
+        """Extent (start, stop) of every chunk that is not stored."""
+        for index in np.argwhere(~self.stored).tolist():
+            z, y, x = ((f + i) * c for f, i, c in zip(self.first, index, self.size, strict=True))
+            yield (z, y, x), (z + self.size[0], y + self.size[1], x + self.size[2])
+
+
+class ChunkReader:
+    """Reads the chunks of one array.
+
+    A zarr v2 array on disk is read chunk by chunk through its own codec, which takes a third
+    of the time of zarr's general way; all else goes through zarr, several chunks at a time.
+
+    Parameters
+    ----------
+    array : zarr.Array
+        Three axes.
+    """
+
+    def __init__(self, array: stores.Array) -> None:
+        self.array = array
+        self.dtype: np.dtype[Any] = array.dtype
+        self.fill = 0 if array.fill_value is None else array.fill_value
+        metadata, store = array.metadata, array.store_path.store
+        self._folder = store.root if isinstance(store, LocalStore) else None
+        plain = (
+            isinstance(metadata, ArrayV2Metadata)
+            and metadata.order == "C"
+            and not metadata.filters
+            and self.dtype.kind in "uifb"
+        )
+        self._direct = plain and self._folder is not None
+        self._compressor: Any = getattr(metadata, "compressor", None)
+
+    @property
+    def shape(self) -> Shape:
+        """Voxels of the array."""
+        return _triple(self.array.shape)
+
+    @property
+    def chunk_shape(self) -> Shape:
+        """Voxels of a chunk (of an inner chunk, where chunks lie in shards)."""
+        return _triple(self.array.chunks)
+
+    def survey(self, start: Shape, stop: Shape) -> Chunks:
+        """Find what is stored under a block, undecoded.
+
+        Raises
+        ------
+        StoreError
+            The store refuses or fails.
+        """
+        outer = self.array.shards or self.array.chunks
+        first = [a // c for a, c in zip(start, outer, strict=True)]
+        count = [-(-b // c) - f for b, c, f in zip(stop, outer, first, strict=True)]
+        names = [
+            self._key(tuple(f + i for f, i in zip(first, index, strict=True)))
+            for index in itertools.product(*map(range, count))
+        ]
+        try:
+            if self._folder is not None:
+                marks = _local_marks(self._folder, names)
+            else:
+                marks = sync(_far_marks(self.array.store_path.store, names))
+            found = np.array(marks, dtype=object).reshape(count)
+            if self.array.shards:
+                found = self._within_shards(found, names)
+        except Exception as error:
+            raise StoreError(
+                f"{self.array.store_path} cannot be listed ({stores.line(error)})"
+            ) from error
+        inner = self.chunk_shape
+        z, y, x = (f * (o // i) for f, o, i in zip(first, outer, inner, strict=True))
+        return Chunks(size=inner, first=(z, y, x), marks=found)
+
+    def pieces(self, chunks: Chunks, start: Shape, stop: Shape) -> Iterator[Piece]:
+        """What is stored of the block ``start`` to ``stop`` (inside the array), piece by piece.
+
+        The rest of the block has the fill value.
+
+        Raises
+        ------
+        StoreError
+            A chunk is truncated or corrupt, or the store failed.
+        """
+        stored = chunks.under(start, stop)
+        if stored and not self._direct:
+            yield Piece((0, 0, 0), stores.read(self.array, start, stop))
+            return
+        for index in stored:
+            values = self._decode(index)
+            low = [i * c for i, c in zip(index, chunks.size, strict=True)]
+            part = tuple(
+                slice(max(a - b, 0), min(e - b, c))
+                for a, e, b, c in zip(start, stop, low, chunks.size, strict=True)
+            )
+            z, y, x = (max(b - a, 0) for a, b in zip(start, low, strict=True))
+            yield Piece((z, y, x), values[part])
+
+    def _decode(self, index: Shape) -> NDArray[Any]:
+        """One whole chunk."""
+        stored = _bytes(f"{self._folder}/{self._key(index)}")
+        try:
+            if stored is None:
+                raise FileNotFoundError("it has gone since the crop was opened")  # noqa: TRY301
+            raw = stored if self._compressor is None else self._compressor.decode(stored)
+            return np.frombuffer(raw, self.dtype).reshape(self.array.chunks)
+        except Exception as error:
+            raise StoreError(
+                f"{self.array.store_path}, chunk {'/'.join(map(str, index))} cannot be read "
+                f"({stores.line(error)})",
+                "a whole chunk",
+                "download the crop again",
+            ) from error
+
+    def _key(self, index: tuple[int, ...]) -> str:
+        name = self.array.metadata.encode_chunk_key(index)
+        return f"{self.array.store_path.path}/{name}" if self.array.store_path.path else name
+
+    def _within_shards(self, marks: NDArray[Any], names: list[str]) -> NDArray[Any]:
+        """Marks of the inner chunks, from the index of each shard."""
+        shards, chunks = self.array.shards or (), self.array.chunks
+        inner = [s // c for s, c in zip(shards, chunks, strict=True)]
+        result = marks.repeat(inner[0], 0).repeat(inner[1], 1).repeat(inner[2], 2)
+        codec = getattr(self.array.metadata, "codecs", (None,))[0]
+        if not isinstance(codec, ShardingCodec) or str(codec.index_location.value) != "end":
+            return result  # A shard that is there then counts whole.
+        held = [name for name, mark in zip(names, marks.ravel(), strict=True) if mark is not None]
+        entries = int(np.prod(inner))
+        size = 16 * entries + _CHECKSUM_BYTES * (len(codec.index_codecs) - 1)
+        tails = iter(sync(_tails(self.array.store_path.store, held, size)))
+        for place in np.argwhere(marks != None).tolist():  # noqa: E711 - element by element
+            index = np.frombuffer(next(tails)[-size:], "<u8", 2 * entries).reshape(*inner, 2)
+            part = tuple(slice(p * n, (p + 1) * n) for p, n in zip(place, inner, strict=True))
+            result[part][index[..., 0] == _EMPTY_ENTRY] = None
+        return result
+
+
+def _triple(values: tuple[int, ...]) -> Shape:
+    z, y, x = values
+    return z, y, x
+
+
+def _local_marks(folder: Path, names: list[str]) -> list[str | None]:
+    """Digests of files; a folder that is not there answers for all that would be in it."""
+    there: dict[str, bool] = {}
+    marks: list[str | None] = []
+    for name in names:
+        path = f"{folder}/{name}"
+        parent = path.rpartition("/")[0]
+        if parent not in there:
+            there[parent] = os.path.isdir(parent)  # noqa: PTH112 - Path costs as much again
+        stored = _bytes(path) if there[parent] else None
+        marks.append(None if stored is None else hashlib.sha256(stored).hexdigest())
+    return marks
+
+
+def _bytes(path: str) -> bytes | None:
+    try:
+        with open(path, "rb", buffering=0) as source:  # noqa: PTH123 - Path costs as much again
+            return source.read()
+    except FileNotFoundError:
+        return None
+
+
+async def _far_marks(store: Store, names: list[str]) -> list[str | None]:
+    gate = asyncio.Semaphore(_AT_ONCE)
+
+    async def one(name: str) -> str | None:
+        async with gate:
+            if isinstance(store, ObjectStore):
+                return await remote.tag(store, name)
+            stored = await store.get(name, default_buffer_prototype())
+            return None if stored is None else hashlib.sha256(stored.to_bytes()).hexdigest()
+
+    return list(await asyncio.gather(*map(one, names)))
+
+
+async def _tails(store: Store, names: list[str], size: int) -> list[bytes]:
+    gate = asyncio.Semaphore(_AT_ONCE)
+
+    async def one(name: str) -> bytes:
+        async with gate:
+            tail = await store.get(name, default_buffer_prototype(), SuffixByteRequest(size))
+            return b"" if tail is None else tail.to_bytes()
+
+    return list(await asyncio.gather(*map(one, names)))
