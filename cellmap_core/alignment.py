@@ -1,0 +1,201 @@
+"""Whether the labels lie on the structures of the image.
+
+Where label and EM belong together, class boundaries run along edges and dark lines of the
+image (every organelle has a membrane, and membranes are stained dark). Moving the labels
+against the image lowers the edge strength met by the boundaries in every direction; labels
+paired with the wrong place show their best place elsewhere, or none. The cross-correlation
+over all shifts is the classic registration by edges (Canny's gradient magnitude, and
+darkness against the surroundings for lines), computed with the fast Fourier transform.
+
+A false alarm costs the trust in every later one: ``shifted`` needs one sharp peak that no
+other shift comes near.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import fft
+
+from cellmap_core.boundaries import ClassBits, boundaries, edge_strength
+from cellmap_core.grid import Triple
+from cellmap_core.label_table import States
+from cellmap_core.models import Frozen
+from cellmap_core.sample import Plane
+
+Verdict = Literal["aligned", "shifted", "unclear", "unlabelled"]
+
+#: Largest shift looked at along each axis, in voxels.
+REACH_VOX = 16
+# Labels drawn by hand are off by a voxel or two; that is no wrong pairing.
+_TOLERANCE_VOX = 2
+# Shifts this near a peak belong to it.
+_PEAK_VOX = 4
+# Over pure noise the best of all shifts reaches 4 deviations, and hardly ever 5.
+_MIN_PROMINENCE = 5.0
+# Height of the highest other place, over that of the peak. Parallel membranes have many places.
+_MAX_RIVAL = 0.88
+# Boundaries that meet less than a quarter of a deviation more edge than at other shifts are not
+# seen in the image, however sharp the peak.
+_MIN_HEIGHT = 0.25
+# Height at no shift, over that of the peak, up to which the labels may be called shifted.
+_MAX_AT_ZERO = 0.8
+# Voxels this unequal are sections of a knife: one does not continue the other's edges.
+_MAX_ANISOTROPY = 3.0
+# Fewer boundary voxels than these (about one small vesicle in each plane) tell nothing.
+_MIN_BOUNDARY = 300.0
+_MIN_SHIFTS = 100
+
+_Map = NDArray[np.float64]
+
+
+class Alignment(Frozen):
+    """What the boundaries say of a crop's labels.
+
+    Attributes
+    ----------
+    verdict : str
+        ``aligned``, ``shifted``, ``unclear`` (too little or too faint to tell) or
+        ``unlabelled`` (no voxel of any class is known).
+    shift_nm : tuple of float or None
+        How far the labels lie off the structures (z, y, x); only where ``shifted``. An axis
+        that is not in ``axes`` is 0.
+    score_zero, score_best : float
+        Mean edge strength on the class boundaries, in deviations of the image's own, as the
+        labels are and at the best shift.
+    prominence : float
+        Height of the best shift over the median of all, in (robust) deviations.
+    margin : float
+        How much of that height is left over the best shift elsewhere, 0 to 1.
+    axes : str
+        The axes along which a shift can be seen.
+    """
+
+    verdict: Verdict
+    shift_nm: Triple | None = None
+    score_zero: float = 0.0
+    score_best: float = 0.0
+    prominence: float = 0.0
+    margin: float = 0.0
+    axes: str = "zyx"
+
+    def summary(self) -> str:
+        """One line for titles and warnings."""
+        if self.verdict == "shifted" and self.shift_nm is not None:
+            parts = [
+                f"{axis} {nm:+.0f}" for axis, nm in zip("zyx", self.shift_nm, strict=True) if nm
+            ]
+            return f"labels shifted against the EM: {', '.join(parts)} nm"
+        if self.verdict == "unclear":
+            return "alignment unclear"
+        return self.verdict
+
+
+def alignment(planes: Sequence[Plane], states: Sequence[States], voxel_nm: Triple) -> Alignment:
+    """Find whether the labels are shifted against the image.
+
+    Parameters
+    ----------
+    planes : sequence of Plane
+        Of all three orientations, as a ``Sampler`` keeps them.
+    states : sequence of tuple of int
+        The state of each class (ABSENT, PRESENT or UNKNOWN) by code.
+    voxel_nm : tuple of float
+        Voxel size (z, y, x).
+    """
+    table = ClassBits(states)
+    labelled = [p for p in planes if p.codes is not None]
+    if not any(table.any_known(p.codes) for p in labelled if p.codes is not None):
+        return Alignment(verdict="unlabelled")
+    used = [p for p in labelled if _isotropic(p.axis, voxel_nm)]
+    axes = "".join(name for a, name in enumerate("zyx") if any(p.axis != a for p in used))
+    tallies = [_tally([p for p in used if p.axis == axis], table) for axis in range(3)]
+    present = [(axis, *tally) for axis, tally in enumerate(tallies) if tally is not None]
+    if not present or max(count.max() for _, _, count in present) < _MIN_BOUNDARY:
+        return Alignment(verdict="unclear", axes=axes)
+    total = sum(_spread_out(axis, strength) for axis, strength, _ in present)
+    count = sum(_spread_out(axis, number) for axis, _, number in present)
+    return _judge(total / np.maximum(count, 1), voxel_nm, axes)
+
+
+def _isotropic(axis: int, voxel_nm: Triple) -> bool:
+    row, column = (v for a, v in enumerate(voxel_nm) if a != axis)
+    return max(row, column) <= _MAX_ANISOTROPY * min(row, column)
+
+
+def _tally(planes: Sequence[Plane], table: ClassBits) -> tuple[_Map, _Map] | None:
+    """Sum of edge strength under the shifted boundaries, and their number, by in-plane shift.
+
+    All planes are of one orientation and shape. A boundary shifted out of its plane does not
+    count. Both maps have shape (2·reach + 1) along each axis, no shift in the middle.
+    """
+    if not planes:
+        return None
+    shape = planes[0].image.shape
+    reach = [min(REACH_VOX, n // 3) for n in shape]
+    padded = [fft.next_fast_len(n + r, real=True) for n, r in zip(shape, reach, strict=True)]
+    spectrum: Any = 0
+    number = np.zeros(shape)
+    for plane in planes:
+        touched = boundaries(np.asarray(plane.codes), table)
+        if touched.any():
+            edges = fft.rfft2(edge_strength(plane.image), padded)
+            spectrum = spectrum + edges * np.conj(fft.rfft2(touched, padded))
+            number += touched
+    if not number.any():
+        return None
+    product = np.roll(fft.irfft2(spectrum, padded), reach, (0, 1))
+    window = product[: 2 * reach[0] + 1, : 2 * reach[1] + 1]
+    return window.astype(np.float64), _staying(number, reach)
+
+
+def _staying(number: _Map, reach: Sequence[int]) -> _Map:
+    """How much of ``number`` stays inside the plane, by shift (from a summed-area table)."""
+    area = np.pad(number.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    low, high = [], []
+    for n, r in zip(number.shape, reach, strict=True):
+        shift = np.arange(-r, r + 1)
+        low.append(np.maximum(0, -shift))
+        high.append(np.minimum(n, n - shift))
+    inside = area[np.ix_(high[0], high[1])] + area[np.ix_(low[0], low[1])]
+    outside: _Map = area[np.ix_(high[0], low[1])] + area[np.ix_(low[0], high[1])]
+    return np.asarray(inside - outside)
+
+
+def _spread_out(axis: int, flat: _Map) -> _Map:
+    """A map of in-plane shifts as one of 3-D shifts: the same for any shift off the plane."""
+    return np.expand_dims(flat, axis)
+
+
+def _judge(score: _Map, voxel_nm: Triple, axes: str) -> Alignment:
+    """The verdict from the mean edge strength by 3-D shift (no shift in the middle)."""
+    middle = tuple(n // 2 for n in score.shape)
+    best = tuple(int(i) for i in np.unravel_index(int(score.argmax()), score.shape))
+    # Boundaries and labels move oppositely: the boundaries belong where the labels are not.
+    shift = tuple(m - b for m, b in zip(middle, best, strict=True))
+    level = float(np.median(score))
+    deviation = 1.4826 * float(np.median(np.abs(score - level)))
+    height = float(score[best]) - level
+    others = score.copy()
+    others[tuple(slice(max(0, b - _PEAK_VOX), b + _PEAK_VOX + 1) for b in best)] = level
+    rival = float(others.max()) - level
+    told = Alignment(
+        verdict="unclear",
+        score_zero=float(score[middle]),
+        score_best=float(score[best]),
+        prominence=height / deviation if deviation > 0 else 0.0,
+        margin=1 - rival / height if height > 0 else 0.0,
+        axes=axes,
+    )
+    sharp = told.prominence >= _MIN_PROMINENCE and told.margin >= 1 - _MAX_RIVAL
+    if score.size < _MIN_SHIFTS or height < _MIN_HEIGHT or not sharp:
+        return told
+    if max(abs(s) for s in shift) <= _TOLERANCE_VOX:
+        return told.model_copy(update={"verdict": "aligned"})
+    if told.score_zero - level > _MAX_AT_ZERO * height:
+        return told
+    z, y, x = (s * v for s, v in zip(shift, voxel_nm, strict=True))
+    return told.model_copy(update={"verdict": "shifted", "shift_nm": (z, y, x)})

@@ -1,0 +1,100 @@
+"""Where the classes of a plane end, and where its image has edges."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from cellmap_core.label_table import PRESENT, UNKNOWN, States
+
+_Float = NDArray[np.float32]
+
+# Deviation of edge strength, in grey values or in its own, that is rounding alone.
+_FLAT = 1e-4
+
+
+class ClassBits:
+    """The states of all classes by code, a bit a class: dozens are compared in one step.
+
+    Parameters
+    ----------
+    states : sequence of tuple of int
+        The state of each class (ABSENT, PRESENT or UNKNOWN) by code.
+    """
+
+    def __init__(self, states: Sequence[States]) -> None:
+        table = np.array(states, np.uint8).reshape(len(states), -1)
+        self._known = _packed(table != UNKNOWN)
+        self._present = _packed(table == PRESENT)
+
+    def any_known(self, codes: NDArray[Any]) -> bool:
+        """Whether any class is known at any voxel."""
+        known: NDArray[np.bool_] = np.bitwise_or.reduce(self._known, axis=0) != 0
+        return bool(known[codes].any())
+
+    def differ(self, one: NDArray[Any], other: NDArray[Any]) -> NDArray[np.bool_]:
+        """Whether some class, known in both, is present in one code and absent in the other."""
+        differs = np.zeros(one.shape, bool)
+        for known, present in zip(self._known, self._present, strict=True):
+            differs |= (present[one] ^ present[other]) & known[one] & known[other] != 0
+        return differs
+
+
+def _packed(flags: NDArray[np.bool_]) -> NDArray[np.uint64]:
+    """Flags (codes, classes) as words of 64 classes, shape (words, codes)."""
+    codes, classes = flags.shape
+    words = -(-classes // 64)
+    whole = np.zeros((codes, words * 64), bool)
+    whole[:, :classes] = flags
+    packed = np.packbits(whole, axis=1).view(np.uint64)
+    return np.ascontiguousarray(packed.T)
+
+
+def boundaries(codes: NDArray[Any], table: ClassBits) -> _Float:
+    """How many class boundaries touch each voxel of a plane (rows, columns).
+
+    A boundary lies between two neighbours where some class, known in both, is present in
+    one and absent in the other; it counts for both, so that it has no side.
+    """
+    touched = np.zeros(codes.shape, np.float32)
+    for axis in (0, 1):
+        low, high = (codes[:-1], codes[1:]) if axis == 0 else (codes[:, :-1], codes[:, 1:])
+        rows, columns = np.nonzero(low != high)
+        differs = table.differ(low[rows, columns], high[rows, columns])
+        rows, columns = rows[differs], columns[differs]
+        # A place occurs once an axis: plain indexing adds right.
+        touched[rows, columns] += 1
+        touched[rows + (axis == 0), columns + (axis == 1)] += 1
+    return touched
+
+
+def edge_strength(image: NDArray[Any]) -> _Float:
+    """Edges and dark lines of a plane, with mean 0 and deviation 1 over it.
+
+    The gradient magnitude of the image at a Gaussian of 1 voxel, which sees the faces of an
+    organelle, plus how much darker a voxel is than the 9 × 9 around it, which sees
+    membranes as thin as a voxel; each standardised, outliers cut.
+    """
+    smooth = ndimage.gaussian_filter(image.astype(np.float32), 1.0, mode="nearest", truncate=3.0)
+    padded = np.pad(smooth, 1, mode="edge")
+    down, across = padded[2:, 1:-1] - padded[:-2, 1:-1], padded[1:-1, 2:] - padded[1:-1, :-2]
+    gradient = np.sqrt(down * down + across * across)
+    around = ndimage.uniform_filter(smooth, 9, mode="nearest")
+    both = _standardised(gradient) + _standardised(around - smooth)
+    return _scaled(both - both.mean())
+
+
+def _standardised(values: _Float) -> _Float:
+    # Every fourth voxel tells the quantiles well enough, in a sixteenth of the time.
+    low, high = np.percentile(values[::4, ::4], (2, 98))
+    cut = np.clip(values, low, high)
+    return _scaled(cut - cut.mean())
+
+
+def _scaled(centred: _Float) -> _Float:
+    deviation = np.sqrt(np.vdot(centred, centred) / np.float32(centred.size))
+    return centred / deviation if deviation > _FLAT else np.zeros_like(centred)
