@@ -106,16 +106,17 @@ def alignment(planes: Sequence[Plane], states: Sequence[States], voxel_nm: Tripl
     voxel_nm : tuple of float
         Voxel size (z, y, x).
     """
-    table = ClassBits(states)
     labelled = [p for p in planes if p.codes is not None]
-    if not any(table.any_known(p.codes) for p in labelled if p.codes is not None):
+    # A crop without labels has no states either.
+    table = ClassBits(states) if labelled else None
+    if table is None or not any(table.any_known(np.asarray(p.codes)) for p in labelled):
         return Alignment(verdict="unlabelled")
     used = [p for p in labelled if _isotropic(p.axis, voxel_nm)]
-    axes = "".join(name for a, name in enumerate("zyx") if any(p.axis != a for p in used))
     tallies = [_tally([p for p in used if p.axis == axis], table) for axis in range(3)]
     present = [(axis, *tally) for axis, tally in enumerate(tallies) if tally is not None]
     if not present or max(count.max() for _, _, count in present) < _MIN_BOUNDARY:
-        return Alignment(verdict="unclear", axes=axes)
+        return Alignment(verdict="unclear")
+    axes = "".join(n for a, n in enumerate("zyx") if any(axis != a for axis, _, _ in present))
     total = sum(_spread_out(axis, strength) for axis, strength, _ in present)
     count = sum(_spread_out(axis, number) for axis, _, number in present)
     return _judge(total / np.maximum(count, 1), voxel_nm, axes)

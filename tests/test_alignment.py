@@ -139,7 +139,7 @@ def test_what_cannot_be_told_is_unclear(organelles):
 
 def test_unlabelled(organelles):
     image, codes, _ = organelles
-    assert judged(image, None, [(ABSENT,)]).verdict == "unlabelled"
+    assert judged(image, None, []).verdict == "unlabelled"
     assert judged(image, codes * 0, [(UNKNOWN, UNKNOWN), (PRESENT, ABSENT)]) == Alignment(
         verdict="unlabelled"
     )

@@ -167,7 +167,8 @@ def test_size_stays_in_bounds():
 
 def test_unlabelled_and_blank_planes_are_drawn():
     some = [plane(axis, None, grey=0) for axis in range(3)]
-    assert drawn(some, told=Alignment(verdict="unlabelled")).shape[0] > 200
+    assert drawn(some, states=(), told=Alignment(verdict="unlabelled")).shape[0] > 200
+    assert decoded(thumbnail(some, (), CLASSES, VOXEL)).shape == (128, 128, 3)
     empty = np.zeros((50, 50), np.uint8)
     blank = [Plane(axis=a, index=0, start_vox=(0, 0), image=empty) for a in range(3)]
     assert drawn(blank)[TOP + 5, LEFT + 5].tolist() == [0, 0, 0]
