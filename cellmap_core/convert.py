@@ -13,7 +13,14 @@ from functools import partial
 
 from cellmap_core import combinations, nifti
 from cellmap_core.classes import KNOWN, SETS, expand, suggest
-from cellmap_core.crop_files import LabelJob, ReadCrop, read_crop, write_label
+from cellmap_core.crop_files import (
+    CropPaths,
+    LabelJob,
+    ReadCrop,
+    WrittenLabel,
+    read_crop,
+    write_label,
+)
 from cellmap_core.crop_folders import with_stored_classes
 from cellmap_core.crops_table import CropRow, write_crops_table
 from cellmap_core.datalist import Datalist, Entry, write_datalist
@@ -25,14 +32,20 @@ from cellmap_core.errors import (
 )
 from cellmap_core.folds import with_folds
 from cellmap_core.label_table import LabelTable
-from cellmap_core.models import ConvertResult, Failure, Mapper, serial
+from cellmap_core.models import ConvertResult, CropPicture, Failure, Mapper, serial
 from cellmap_core.options import ConvertOptions
+from cellmap_core.pace import Pace, Report, unreported
 from cellmap_core.provenance import sweep
 
 logger = logging.getLogger(__name__)
 
+# Crops too small or too plain to tell are met everywhere; it takes more to be a sign.
+_FEW = 3
 
-def convert(options: ConvertOptions, mapper: Mapper = serial) -> ConvertResult:
+
+def convert(
+    options: ConvertOptions, mapper: Mapper = serial, report: Report = unreported
+) -> ConvertResult:
     """Convert a datasplit.
 
     Parameters
@@ -41,6 +54,8 @@ def convert(options: ConvertOptions, mapper: Mapper = serial) -> ConvertResult:
         What to convert and how.
     mapper : Mapper
         How crops are spread over workers.
+    report : Report
+        Told how far it is.
 
     Returns
     -------
@@ -52,42 +67,42 @@ def convert(options: ConvertOptions, mapper: Mapper = serial) -> ConvertResult:
     ------
     DatasplitError, OptionError
         Nothing can be converted at all; no file is written.
+    IncompleteError
+        Not one crop could be converted.
     """
     datasplit, classes = plan(options)
     refs = _chosen(datasplit, options)
-    output = options.output_dir
-    results = mapper(partial(read_crop, classes=classes, options=options), refs)
-    crops: list[ReadCrop] = []
-    for crop in results:
-        crops.append(crop)
-        logger.info("%s (%d of %d): %s", crop.ref.name, len(crops), len(refs), crop.row.summary())
-    converted = [crop for crop in crops if crop.row.status == "converted"]
-    for name in classes:
-        if not any(name in crop.annotated for crop in converted):
-            logger.warning("class %s is annotated in no converted crop", name)
-    table = combinations.shared_table(classes, (crop.seen for crop in converted))
-    changed = list(
-        mapper(partial(write_label, output=output, options=options), _jobs(converted, table))
+    pace = Pace(len(refs), report)
+    crops: list[ReadCrop] = mapper(
+        partial(read_crop, classes=classes, options=options),
+        refs,
+        done=lambda crop: pace.step(crop.ref.name, crop.row.summary(), _worked(crop)),
+        lost=ReadCrop.lost,
     )
+    table = combinations.shared_table(classes, (c.seen for c in crops if c.converted))
+    crops, changed = _write_labels(crops, table, options, mapper)
+    converted = [crop for crop in crops if crop.converted]
+    _warn(classes, converted)
     rows = [*(crop.row for crop in crops), *(CropRow.of_bad_row(b) for b in datasplit.bad_rows)]
+    output = options.output_dir
     write_crops_table(output / "crops.csv", rows)
     if not converted:
         listed = "; ".join(f"{row.dataset}/{row.crop} {row.status}: {row.reason}" for row in rows)
         raise IncompleteError(f"no crop could be converted - {listed}")
     write_datalist(output / "datalist.json", _datalist(converted, table, options))
-    for folder in (output, output / "images", output / "labels", output / ".cache"):
+    for folder in (output, *(p for p in output.iterdir() if p.is_dir())):
         sweep(folder)
     failed, excluded = _failures(rows, "failed"), _failures(rows, "excluded")
     if options.on_bad_crop == "exclude":
         failed, excluded = (), excluded + failed
-    made = sum(not c.current or w for c, w in zip(converted, changed, strict=True))
     return ConvertResult(
-        done=made,
-        current=len(converted) - made,
+        done=changed,
+        current=len(converted) - changed,
         failures=failed,
         excluded=excluded,
         datalist=output / "datalist.json",
         crops_table=output / "crops.csv",
+        pictures=tuple(_picture(crop, options) for crop in converted),
     )
 
 
@@ -130,12 +145,64 @@ def _chosen(datasplit: Datasplit, options: ConvertOptions) -> tuple[CropRef, ...
     return crops[: options.max_crops] if options.max_crops else crops
 
 
-def _jobs(crops: Sequence[ReadCrop], table: LabelTable) -> list[LabelJob]:
+def _worked(crop: ReadCrop) -> int:
+    """Output voxels that had to be made."""
+    return 0 if crop.current else crop.voxels
+
+
+def _write_labels(
+    crops: Sequence[ReadCrop], table: LabelTable, options: ConvertOptions, mapper: Mapper
+) -> tuple[list[ReadCrop], int]:
+    """The second step: the crops, failed where it failed, and how many had to be made."""
     ids = table.id_of()
-    return [
-        LabelJob(crop=crop, ids=tuple(ids[s] for s in crop.seen), dtype=table.dtype.name)
-        for crop in crops
+    jobs = [
+        LabelJob(crop=c, ids=tuple(ids[s] for s in c.seen), dtype=table.dtype.name)
+        for c in crops
+        if c.converted
     ]
+    written: list[WrittenLabel] = mapper(
+        partial(write_label, options=options), jobs, lost=WrittenLabel.lost
+    )
+    made, failed = 0, {}
+    for job, label in zip(jobs, written, strict=True):
+        if label.reason:
+            row = CropRow.of_ref(job.crop.ref, "failed", label.reason)
+            failed[job.crop.ref] = ReadCrop(ref=job.crop.ref, row=row)
+            logger.info("%s: %s", job.crop.ref.name, row.summary())
+        else:
+            made += label.changed or not job.crop.current
+    return [failed.get(crop.ref, crop) for crop in crops], made
+
+
+def _warn(classes: Sequence[str], crops: Sequence[ReadCrop]) -> None:
+    """Say what converted but may not be meant."""
+    for name in classes:
+        if not any(name in crop.annotated for crop in crops):
+            logger.warning("class %s is annotated in no converted crop", name)
+    checked = [c for c in crops if c.alignment and c.alignment.verdict != "unlabelled"]
+    for crop in checked:
+        if crop.alignment and crop.alignment.verdict == "shifted":
+            logger.warning("%s: %s; look at its picture", crop.ref.name, crop.alignment.summary())
+    unclear = sum(1 for c in checked if c.alignment and c.alignment.verdict == "unclear")
+    if unclear > max(_FEW, len(checked) // 2):
+        # Labels of quite another place have no best shift: a wrong pairing of all shows so.
+        logger.warning(
+            "in %d of %d crops the EM shows no edge where the labels have theirs; look at the "
+            "contact sheet: image and labels may not belong together",
+            unclear,
+            len(checked),
+        )
+
+
+def _picture(crop: ReadCrop, options: ConvertOptions) -> CropPicture:
+    paths, found = CropPaths(crop.ref, options), crop.alignment
+    return CropPicture(
+        crop=crop.ref.name,
+        picture=paths.picture,
+        thumbnail=paths.thumbnail,
+        verdict=found.verdict if found else "unlabelled",
+        shift_nm=found.shift_nm if found else None,
+    )
 
 
 def _datalist(crops: Sequence[ReadCrop], table: LabelTable, options: ConvertOptions) -> Datalist:

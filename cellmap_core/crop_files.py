@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cellmap_core import nifti
+from cellmap_core.alignment import Alignment, alignment
 from cellmap_core.combinations import CODE_DTYPE, Coder, look_up
 from cellmap_core.crop import Crop, open_crop
 from cellmap_core.crops_table import CropRow, Status
@@ -21,13 +23,19 @@ from cellmap_core.errors import CellmapError, CropExcluded, may_pass
 from cellmap_core.label_table import PRESENT, States
 from cellmap_core.models import Frozen
 from cellmap_core.options import ConvertOptions
-from cellmap_core.provenance import key_of, read_receipt, write_receipt
+from cellmap_core.provenance import key_of, read_receipt, write_bytes, write_receipt
+from cellmap_core.report.crop_pictures import crop_picture, thumbnail
+from cellmap_core.sample import Sampler
 from cellmap_core.slabs import z_slabs
 
 logger = logging.getLogger(__name__)
 
 # Part of every key: raise it when the same inputs would give other files.
-_FORMAT = 2
+_FORMAT = 3
+# Before what may pass (I/O, a connection) is tried again.
+_PAUSES_SECONDS = (1, 5)
+
+T = TypeVar("T")
 
 
 class ReadCrop(Frozen):
@@ -38,8 +46,21 @@ class ReadCrop(Frozen):
     seen: tuple[States, ...] = ()
     annotated: tuple[str, ...] = ()
     info: CaseInfo | None = None
+    alignment: Alignment | None = None
+    voxels: int = 0
     key: str = ""
     current: bool = False
+
+    @property
+    def converted(self) -> bool:
+        """Whether its files are there."""
+        return self.row.status == "converted"
+
+    @classmethod
+    def lost(cls, ref: CropRef, error: Exception) -> ReadCrop:
+        """A crop whose worker died while it was read."""
+        reason = f"its worker was killed ({type(error).__name__}); out of memory?"
+        return cls(ref=ref, row=CropRow.of_ref(ref, "failed", reason))
 
 
 class LabelJob(Frozen):
@@ -50,14 +71,58 @@ class LabelJob(Frozen):
     dtype: str
 
 
+class WrittenLabel(Frozen):
+    """A crop after the second step: whether its labels had to be written, or why they are not."""
+
+    changed: bool = False
+    reason: str = ""
+
+    @classmethod
+    def lost(cls, _job: LabelJob, error: Exception) -> WrittenLabel:
+        """A crop whose worker died while its labels were written."""
+        return cls(reason=f"its worker was killed ({type(error).__name__})")
+
+
+class CropPaths:
+    """Where the files of one crop are."""
+
+    def __init__(self, ref: CropRef, options: ConvertOptions) -> None:
+        output, cache = options.output_dir, options.output_dir / ".cache"
+        name = f"{ref.stem}{nifti.suffix(options.compression)}"
+        self.image = output / "images" / name
+        self.label = output / "labels" / name
+        self.picture = output / "pictures" / f"{ref.stem}.png"
+        self.thumbnail = cache / f"{ref.stem}.thumbnail.png"
+        # A crop's labels under its own ids, kept so that a new table costs no second read.
+        self.coded = cache / f"{ref.stem}.coded.nii.gz"
+        self.crop_receipt = cache / f"{ref.stem}.crop.json"
+        self.label_receipt = cache / f"{ref.stem}.label.json"
+
+    def remove(self) -> None:
+        """Remove what an earlier run or half of this one left; receipts first."""
+        for path in (
+            self.crop_receipt,
+            self.label_receipt,
+            self.coded,
+            self.image,
+            self.label,
+            self.picture,
+            self.thumbnail,
+        ):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
 def read_crop(ref: CropRef, classes: tuple[str, ...], options: ConvertOptions) -> ReadCrop:
-    """Read one crop: write its image, code its labels. Bad input never raises; the row tells."""
+    """Read one crop: write its image, code its labels, draw its picture.
+
+    Bad input never raises; the row tells. What may pass is tried again, of this crop alone.
+    """
     try:
-        crop = open_crop(ref, classes, options)
-        return _read_open_crop(crop, classes, options)
+        return _patiently(
+            lambda: _read_open_crop(open_crop(ref, classes, options), classes, options)
+        )
     except (CellmapError, OSError) as error:
-        if may_pass(error):
-            raise
         status: Status = "excluded" if isinstance(error, CropExcluded) else "failed"
         return _not_converted(ref, options, status, str(error))
     except Exception as error:
@@ -66,21 +131,39 @@ def read_crop(ref: CropRef, classes: tuple[str, ...], options: ConvertOptions) -
         return _not_converted(ref, options, "failed", f"unexpected {error!r}")
 
 
-def write_label(job: LabelJob, output: Path, options: ConvertOptions) -> bool:
-    """Write a crop's labels under the shared ids; tell whether anything had to be written."""
-    stem = job.crop.ref.stem
-    receipt = output / ".cache" / f"{stem}.label.json"
+def write_label(job: LabelJob, options: ConvertOptions) -> WrittenLabel:
+    """Write a crop's labels under the shared ids, where they are not there already."""
+    paths = CropPaths(job.crop.ref, options)
     key = key_of(_FORMAT, job.crop.key, job.ids, job.dtype)
-    if not job.crop.annotated or read_receipt(receipt, key):
-        return False
-    coded = _coded_path(output, stem)
+    if not job.crop.annotated or read_receipt(paths.label_receipt, key):
+        return WrittenLabel()
+    try:
+        _patiently(lambda: _write_label(job, paths, key))
+    except (CellmapError, OSError) as error:
+        paths.remove()
+        return WrittenLabel(reason=str(error))
+    return WrittenLabel(changed=True)
+
+
+def _write_label(job: LabelJob, paths: CropPaths, key: str) -> None:
     table = np.zeros(1 << 16, dtype=np.dtype(job.dtype))
     table[: len(job.ids)] = job.ids
-    final = output / "labels" / f"{stem}{nifti.suffix(options.compression)}"
-    slabs = (look_up(table, slab) for slab in nifti.iter_slabs(coded))
-    nifti.write_slabs(final, nifti.read_grid(coded), table.dtype, slabs)
-    write_receipt(receipt, key, [final], {})
-    return True
+    slabs = (look_up(table, slab) for slab in nifti.iter_slabs(paths.coded))
+    nifti.write_slabs(paths.label, nifti.read_grid(paths.coded), table.dtype, slabs)
+    write_receipt(paths.label_receipt, key, [paths.label], {})
+
+
+def _patiently(work: Callable[[], T]) -> T:
+    """Do a crop's work, again after a pause where what went wrong may pass."""
+    for pause in _PAUSES_SECONDS:
+        try:
+            return work()
+        except OSError as error:
+            if not may_pass(error):
+                raise
+            logger.warning("%s; trying again in %d s", error, pause)
+            time.sleep(pause)
+    return work()
 
 
 def _read_open_crop(crop: Crop, classes: tuple[str, ...], options: ConvertOptions) -> ReadCrop:
@@ -91,19 +174,20 @@ def _read_open_crop(crop: Crop, classes: tuple[str, ...], options: ConvertOption
             f"at least {options.min_coverage:.0%}",
             "download it, or read another level with --scale auto",
         )
-    output, stem = options.output_dir, crop.ref.stem
-    image = output / "images" / f"{stem}{nifti.suffix(options.compression)}"
-    receipt_path = output / ".cache" / f"{stem}.crop.json"
+    paths = CropPaths(crop.ref, options)
     key = key_of(_FORMAT, options.compression, classes, tuple(crop.sources), crop.digest())
-    receipt = read_receipt(receipt_path, key)
-    seen = _seen(receipt.result) if receipt else _write_crop(crop, classes, image, output)
+    receipt = read_receipt(paths.crop_receipt, key)
     if receipt is None:
-        outputs = [image, _coded_path(output, stem)] if crop.sources else [image]
-        write_receipt(receipt_path, key, outputs, {"seen": seen})
+        made = _write_crop(crop, classes, paths)
+        outputs = [paths.image, paths.picture, paths.thumbnail]
+        outputs += [paths.coded] if crop.sources else []
+        write_receipt(paths.crop_receipt, key, outputs, made.model_dump(mode="json"))
+    else:
+        made = _Made.model_validate(receipt.result)
     return ReadCrop(
         ref=crop.ref,
-        row=CropRow.of_crop(crop, coverage, _overlaps(classes, seen)),
-        seen=seen,
+        row=CropRow.of_crop(crop, coverage, _overlaps(made.seen), made.alignment),
+        seen=made.seen,
         annotated=tuple(crop.sources),
         info=CaseInfo(
             dataset=crop.ref.dataset,
@@ -111,33 +195,33 @@ def _read_open_crop(crop: Crop, classes: tuple[str, ...], options: ConvertOption
             voxel_nm=crop.grid.voxel_nm,
             translation_nm=crop.grid.translation_nm,
         ),
+        alignment=made.alignment,
+        voxels=int(np.prod(crop.grid.shape_vox)),
         key=key,
         current=receipt is not None,
     )
 
 
+class _Made(Frozen):
+    """What reading a crop found, as its receipt keeps it."""
+
+    seen: tuple[States, ...]
+    alignment: Alignment
+
+
 def _not_converted(ref: CropRef, options: ConvertOptions, status: Status, reason: str) -> ReadCrop:
-    """The row of a crop that is not there; what an earlier run or half of this one left goes."""
-    output, name = options.output_dir, f"{ref.stem}{nifti.suffix(options.compression)}"
-    cache = output / ".cache"
-    for path in (
-        cache / f"{ref.stem}.crop.json",
-        cache / f"{ref.stem}.label.json",
-        _coded_path(output, ref.stem),
-        output / "images" / name,
-        output / "labels" / name,
-    ):
-        with contextlib.suppress(OSError):
-            path.unlink()
+    """The row of a crop that is not there, and no file of it either."""
+    CropPaths(ref, options).remove()
     return ReadCrop(ref=ref, row=CropRow.of_ref(ref, status, reason))
 
 
-def _write_crop(
-    crop: Crop, classes: tuple[str, ...], image: Path, output: Path
-) -> tuple[States, ...]:
-    scratch = output / ".cache"
+def _write_crop(crop: Crop, classes: tuple[str, ...], paths: CropPaths) -> _Made:
+    scratch = paths.coded.parent
     scratch.mkdir(parents=True, exist_ok=True)
-    nifti.write_slabs(image, crop.grid, crop.raw.dtype, _image_slabs(crop, scratch))
+    sampler = Sampler(crop.grid.shape_vox)
+    nifti.write_slabs(
+        paths.image, crop.grid, crop.raw.dtype, _seen_by(sampler.image, _image_slabs(crop, scratch))
+    )
     coder = Coder()
     if crop.sources:
         codes = z_slabs(
@@ -147,8 +231,24 @@ def _write_crop(
             dtype=CODE_DTYPE,
             scratch=scratch,
         )
-        nifti.write_slabs(_coded_path(output, crop.ref.stem), crop.grid, CODE_DTYPE, codes)
-    return coder.seen
+        nifti.write_slabs(paths.coded, crop.grid, CODE_DTYPE, _seen_by(sampler.codes, codes))
+    planes, voxel_nm = sampler.planes(), crop.grid.voxel_nm
+    found = alignment(planes, coder.seen, voxel_nm)
+    picture = crop_picture(planes, coder.seen, classes, voxel_nm, crop.ref.name, found)
+    write_bytes(paths.picture, picture)
+    write_bytes(paths.thumbnail, thumbnail(planes, coder.seen, classes, voxel_nm))
+    return _Made(seen=coder.seen, alignment=found)
+
+
+def _seen_by(
+    look: Callable[[int, NDArray[Any]], None], slabs: Iterable[NDArray[Any]]
+) -> Iterator[NDArray[Any]]:
+    """The slabs, each looked at as it goes by."""
+    z = 0
+    for slab in slabs:
+        look(z, slab)
+        yield slab
+        z += len(slab)
 
 
 def _image_slabs(crop: Crop, scratch: Path) -> Iterator[NDArray[Any]]:
@@ -162,15 +262,6 @@ def _image_slabs(crop: Crop, scratch: Path) -> Iterator[NDArray[Any]]:
         raise CropExcluded(f"its EM is blank (every voxel is {low:g})")
 
 
-def _overlaps(classes: tuple[str, ...], seen: Sequence[States]) -> int:
+def _overlaps(seen: Sequence[States]) -> int:
     """How many of the crop's combinations have more than one class present."""
     return sum(sum(s == PRESENT for s in states) > 1 for states in seen)
-
-
-def _seen(result: dict[str, Any]) -> tuple[States, ...]:
-    return tuple(tuple(int(s) for s in states) for states in result["seen"])
-
-
-def _coded_path(output: Path, stem: str) -> Path:
-    """A crop's labels under its own ids, kept so that a new table costs no second read."""
-    return output / ".cache" / f"{stem}.coded.nii.gz"

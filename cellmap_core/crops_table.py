@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from cellmap_core.alignment import Alignment
 from cellmap_core.crop import Crop
 from cellmap_core.datasplit import BadRow, CropRef
 from cellmap_core.models import Frozen
@@ -33,6 +34,8 @@ class CropRow(Frozen):
     coverage: str = ""
     annotated: str = ""
     overlaps: int = 0
+    alignment: str = ""
+    label_shift_nm: str = ""
 
     @classmethod
     def of_ref(cls, ref: CropRef, status: Status, reason: str) -> CropRow:
@@ -49,7 +52,7 @@ class CropRow(Frozen):
         )
 
     @classmethod
-    def of_crop(cls, crop: Crop, coverage: float, overlaps: int) -> CropRow:
+    def of_crop(cls, crop: Crop, coverage: float, overlaps: int, alignment: Alignment) -> CropRow:
         """A converted crop, with where it lies and how it was read."""
         return cls(
             dataset=crop.ref.dataset,
@@ -66,6 +69,8 @@ class CropRow(Frozen):
             coverage=f"{coverage:.3f}",
             annotated=" ".join(crop.sources),
             overlaps=overlaps,
+            alignment=alignment.verdict,
+            label_shift_nm=_triple(alignment.shift_nm or ()),
         )
 
     def summary(self) -> str:

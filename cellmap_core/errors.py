@@ -70,6 +70,10 @@ class StoreError(CellmapError):
     """An array store is missing or cannot be read."""
 
 
+class DiskFullError(CellmapError):
+    """A file could not be written for want of space."""
+
+
 class MetadataError(CellmapError):
     """The metadata of an array are missing or contradict each other."""
 

@@ -1,24 +1,63 @@
-"""What this process may use of the machine: cores, by affinity and cgroup."""
+"""What this process may use of the machine: cores, memory and devices."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 from pathlib import Path
 
+_PROC, _CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
-def cores(cpu_max: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+
+def cores(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> int:
     """Number of cores this process may use, at least 1.
 
-    The least of its affinity mask (which SLURM sets) and the cgroup v2 quota, which a
-    container has while it still sees every core of the host.
+    The least of its affinity mask, the cgroup quota (which a container has while it still
+    sees every core of the host) and the SLURM job's cores for a task.
     """
-    available = len(os.sched_getaffinity(0))
+    limits = [len(os.sched_getaffinity(0))]
+    for text in _cgroup_values("cpu.max", proc, cgroups):
+        quota, period = text.split()
+        if quota != "max":
+            limits.append(int(quota) // int(period))
+    if (asked := os.environ.get("SLURM_CPUS_PER_TASK", "")).isdigit():
+        limits.append(int(asked))
+    return max(1, min(limits))
+
+
+def memory_bytes(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> int:
+    """Memory this process may use: of the machine, its cgroups and its SLURM job the least."""
+    total = re.search(r"MemTotal:\s+(\d+) kB", (proc / "meminfo").read_text(encoding="ascii"))
+    limits = [int(total.group(1)) << 10] if total else []
+    limits += [int(t) for t in _cgroup_values("memory.max", proc, cgroups) if t != "max"]
+    if node := _megabytes("SLURM_MEM_PER_NODE"):
+        limits.append(node)
+    elif share := _megabytes("SLURM_MEM_PER_CPU"):
+        limits.append(share * cores(proc, cgroups))
+    return min(limits)
+
+
+def _cgroup_values(name: str, proc: Path, cgroups: Path) -> list[str]:
+    """A limit of this process's cgroup (version 2) and of all that hold it."""
     try:
-        quota, period = cpu_max.read_text(encoding="ascii").split()
-        limited = available if quota == "max" else int(quota) // int(period)
-    except (OSError, ValueError):
-        limited = available
-    return max(1, min(available, limited))
+        rows = (proc / "self/cgroup").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return []
+    own = next((row[3:] for row in rows if row.startswith("0::")), "/")
+    folder = cgroups / own.strip("/")
+    values = []
+    for place in (folder, *folder.parents):
+        if place.is_relative_to(cgroups):
+            with contextlib.suppress(OSError):
+                values.append((place / name).read_text(encoding="ascii").strip())
+    return values
+
+
+def _megabytes(variable: str) -> int:
+    """A SLURM variable in megabytes, as bytes; 0 where it is not set (or is 0: all of it)."""
+    text = os.environ.get(variable, "")
+    return int(text) << 20 if text.isdigit() else 0
 
 
 def gpus(driver: Path = Path("/proc/driver/nvidia/gpus")) -> tuple[str, ...]:

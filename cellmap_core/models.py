@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
@@ -72,12 +72,31 @@ class StageResult(Frozen):
         return f"{self.done} made, {self.current} up to date, {len(self.failures)} failed"
 
 
+class CropPicture(Frozen):
+    """The pictures of one converted crop, and whether its labels lie on its EM.
+
+    Attributes
+    ----------
+    verdict : str
+        Of :class:`cellmap_core.alignment.Alignment`.
+    shift_nm : tuple of float or None
+        How far the labels lie off (z, y, x), where they do.
+    """
+
+    crop: str
+    picture: Path
+    thumbnail: Path
+    verdict: str
+    shift_nm: tuple[float, float, float] | None = None
+
+
 class ConvertResult(StageResult):
-    """Of conversion: the datalist and the table of all crops."""
+    """Of conversion: the datalist, the table of all crops and their pictures."""
 
     datalist: Path
     crops_table: Path
     excluded: tuple[Failure, ...] = ()
+    pictures: tuple[CropPicture, ...] = ()
 
 
 class AnalyzeResult(StageResult):
@@ -146,11 +165,48 @@ class EnsembleResult(StageResult):
     cases: tuple[CasePrediction, ...]
 
 
-#: How a stage runs one function over many items; results come in the order of the items.
-#: The default is the built-in ``map``; the flows hand in one that fans out over Dask.
-Mapper = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
+class Mapper(Protocol):
+    """How a stage runs one function over many items, here or spread over workers.
+
+    Parameters
+    ----------
+    function : callable
+        Of one item.
+    items : sequence
+        What to run it over.
+    done : callable, optional
+        Told each result as soon as it is there, in whatever order.
+    lost : callable, optional
+        Makes the result of an item whose worker died with it, of the item and the error.
+        Without it that error is raised.
+
+    Returns
+    -------
+    list
+        The results, in the order of the items.
+    """
+
+    def __call__(  # noqa: D102 - the class says it
+        self,
+        function: Callable[[Any], Any],
+        items: Sequence[Any],
+        *,
+        done: Callable[[Any], None] | None = None,
+        lost: Callable[[Any, Exception], Any] | None = None,
+    ) -> list[Any]: ...
 
 
-def serial(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterable[Any]:
+def serial(
+    function: Callable[[Any], Any],
+    items: Sequence[Any],
+    *,
+    done: Callable[[Any], None] | None = None,
+    lost: Callable[[Any, Exception], Any] | None = None,
+) -> list[Any]:
     """Run ``function`` over ``items`` here, one after another (the default mapper)."""
-    return map(function, items)
+    results = []
+    for item in items:
+        results.append(function(item))
+        if done is not None:
+            done(results[-1])
+    return results

@@ -7,6 +7,7 @@ never time) and the digest of what it made; the work is current while both still
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -18,9 +19,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cellmap_core.errors import DiskFullError
 from cellmap_core.models import Frozen
 
 _BLOCK_BYTES = 1 << 20
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 # The host, so that a process number means something in a folder that many hosts share.
 _WRITER = re.sub(r"\W", "", socket.gethostname())
 _ABANDONED_SECONDS = 24 * 3600
@@ -31,6 +34,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside ``path`` that becomes ``path`` when the block succeeds.
 
     The name keeps all suffixes of ``path``, because readers choose a format by them.
+
+    Raises
+    ------
+    DiskFullError
+        No space is left.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{_WRITER}-{os.getpid()}.partial.{path.name}")
@@ -39,6 +47,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.replace(path)
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise DiskFullError(
+            f"{path} cannot be written ({error.strerror})", "", "free some space and start again"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -64,6 +78,12 @@ def write_text(path: Path, text: str) -> None:
     """Write ``text`` to ``path`` so that the file is whole or absent."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write ``content`` to ``path`` so that the file is whole or absent."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def write_json(path: Path, value: Any) -> None:

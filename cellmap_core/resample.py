@@ -283,7 +283,7 @@ def _matrix(weights: Any, rows: Any, columns: Any, keep: Any, shape: tuple[int, 
 def _covered(source: Grid, target: Grid, axis: int) -> NDArray[np.float32]:
     """Part of each target voxel along an axis that lies inside the source."""
     n, width, starts = _geometry(source, target, axis)
-    part = (np.minimum(starts + width, n) - np.maximum(starts, 0)) / width
+    part: NDArray[np.float64] = (np.minimum(starts + width, n) - np.maximum(starts, 0)) / width
     part[np.abs(part - 1) < EDGE_TOLERANCE_VOX] = 1
     return np.clip(part, 0, 1).astype(np.float32)
 

@@ -7,7 +7,7 @@ tasks, crops and cases are items.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 # Read by distributed when it is imported: its start-up chatter is not a run's log.
@@ -15,19 +15,28 @@ os.environ.setdefault("DASK_LOGGING__DISTRIBUTED", "warning")
 # A worker that dies with an item is reported, not tried again behind Prefect's back.
 os.environ.setdefault("DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES", "0")
 
+from distributed import Client, KilledWorker, as_completed
 from prefect.context import FlowRunContext
 from prefect_dask import DaskTaskRunner
 
-from cellmap_core.machine import cores
+from cellmap_core.machine import cores, memory_bytes
 from cellmap_core.models import Mapper, serial
+
+# What a worker may come to: its imports and the largest crop or case, in flat memory.
+_WORKER_BYTES = 1 << 30
 
 
 def task_runner() -> DaskTaskRunner:
-    """The cluster of a workstation: one single-threaded worker a core, on loopback."""
+    """The cluster of one machine: single-threaded workers on loopback.
+
+    One a core, as far as the memory given (of the machine, the cgroup or the SLURM job) feeds
+    them.
+    """
+    workers = max(1, min(cores(), memory_bytes() // _WORKER_BYTES))
     return DaskTaskRunner(
         cluster_class="distributed.LocalCluster",
         cluster_kwargs={
-            "n_workers": cores(),
+            "n_workers": workers,
             "threads_per_worker": 1,
             "memory_limit": 0,
             "host": "127.0.0.1",
@@ -40,12 +49,46 @@ def mapper() -> Mapper:
     """Spread items over the flow's cluster; outside a flow run them here, one by one."""
     context = FlowRunContext.get()
     runner = getattr(context, "task_runner", None)
-    if not isinstance(runner, DaskTaskRunner):
-        return serial
-    client = runner.client
+    return Spread(runner.client) if isinstance(runner, DaskTaskRunner) else serial
 
-    def spread(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterable[Any]:
-        futures = client.map(function, list(items), pure=False)
-        return (future.result() for future in futures)
 
-    return spread
+class Spread:
+    """A mapper over the workers of a Dask cluster; see :class:`cellmap_core.models.Mapper`."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def __call__(
+        self,
+        function: Callable[[Any], Any],
+        items: Sequence[Any],
+        *,
+        done: Callable[[Any], None] | None = None,
+        lost: Callable[[Any, Exception], Any] | None = None,
+    ) -> list[Any]:
+        """Run ``function`` over ``items`` on the workers."""
+        results: dict[int, Any] = {}
+
+        def take(number: int, result: Any) -> None:
+            results[number] = result
+            if done is not None:
+                done(result)
+
+        futures = self._client.map(function, list(items), pure=False)
+        numbers = {future.key: number for number, future in enumerate(futures)}
+        struck: list[int] = []
+        for future in as_completed(futures):
+            try:
+                take(numbers[future.key], future.result())
+            except KilledWorker:
+                struck.append(numbers[future.key])
+        for number in sorted(struck):
+            # A worker takes what is queued on it along: alone, an item shows whose fault it was.
+            try:
+                result = self._client.submit(function, items[number], pure=False).result()
+            except KilledWorker as error:
+                if lost is None:
+                    raise
+                result = lost(items[number], error)
+            take(number, result)
+        return [results[number] for number in range(len(items))]

@@ -6,12 +6,12 @@ import base64
 import io
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, UnidentifiedImageError
 
-from cellmap_core.alignment import Alignment, Verdict
+from cellmap_core.models import CropPicture
 from cellmap_core.report.crop_pictures import THUMBNAIL_PX, VERDICT_COLOURS, font
 from cellmap_core.report.text import MARKDOWN_LIMIT_BYTES, markdown_table
 
@@ -27,7 +27,7 @@ _INK, _PAPER, _BLANK = (30, 30, 30), (255, 255, 255), (225, 225, 225)
 # The words and the table of a page take this much; the sheet gets the rest.
 _SHOWN = 100
 _WORDS_BYTES = 20_000
-_SUSPECT: dict[Verdict, int] = {"shifted": 0, "unclear": 1}
+_SUSPECT = {"shifted": 0, "unclear": 1}
 
 
 def contact_sheet(pictures: Sequence[Picture], limit_bytes: int) -> bytes:
@@ -60,46 +60,43 @@ def contact_sheet(pictures: Sequence[Picture], limit_bytes: int) -> bytes:
     return sheet
 
 
-def contact_page(
-    pictures: Sequence[tuple[str, bytes | Path]],
-    alignments: Mapping[str, Alignment],
-    limit_bytes: int = MARKDOWN_LIMIT_BYTES,
-) -> str:
+def contact_page(pictures: Sequence[CropPicture], limit_bytes: int = MARKDOWN_LIMIT_BYTES) -> str:
     """Markdown of the sheet of all crops, and by name the crops whose labels are shifted.
 
     Parameters
     ----------
-    pictures : sequence of (str, bytes or Path)
-        Name and thumbnail of each crop.
-    alignments : mapping
-        Crop name → what the check found.
+    pictures : sequence of CropPicture
+        Of all converted crops.
     limit_bytes : int
         The page is not larger.
     """
-    counts = Counter(a.verdict for a in alignments.values())
+    counts = Counter(p.verdict for p in pictures)
     tally = ", ".join(f"{counts[v]} {v}" for v in VERDICT_COLOURS if counts[v])
-    parts = [f"**{len(pictures)} crops**: {tally or 'none checked'}."]
-    shifted = {name: a for name, a in alignments.items() if a.verdict == "shifted"}
+    parts = [f"**{len(pictures)} crops**: {tally or 'none converted'}."]
+    shifted = [p for p in pictures if p.verdict == "shifted"]
     if shifted:
         parts.append(f"### {len(shifted)} shifted\n\n{_shifted_table(shifted)}")
     if pictures:
         room = (limit_bytes - max(_WORDS_BYTES, len("".join(parts).encode()) + 500)) * 3 // 4
         # What may be wrong comes first: it is what is still shown where not all fit.
-        rank = {name: _SUSPECT.get(a.verdict, len(_SUSPECT)) for name, a in alignments.items()}
-        ordered = sorted(pictures, key=lambda p: rank.get(p[0], len(_SUSPECT)))
-        flagged = [(name, source, name in shifted) for name, source in ordered]
+        ordered = sorted(pictures, key=lambda p: _SUSPECT.get(p.verdict, len(_SUSPECT)))
+        flagged = [(p.crop, p.thumbnail, p.verdict == "shifted") for p in ordered]
         text = base64.b64encode(contact_sheet(flagged, room)).decode("ascii")
         parts.append(f"![all crops](data:image/jpeg;base64,{text})")
+        parts.append(f"Larger pictures: `{pictures[0].picture.parent}`")
     return "\n\n".join(parts) + "\n"
 
 
-def _shifted_table(shifted: Mapping[str, Alignment]) -> str:
+def _shifted_table(shifted: Sequence[CropPicture]) -> str:
     rows = [
         {
-            "crop": name,
-            **{f"{axis} (nm)": round(nm) for axis, nm in zip("zyx", a.shift_nm or (), strict=True)},
+            "crop": picture.crop,
+            **{
+                f"{axis} (nm)": round(nm)
+                for axis, nm in zip("zyx", picture.shift_nm or (), strict=True)
+            },
         }
-        for name, a in list(shifted.items())[:_SHOWN]
+        for picture in shifted[:_SHOWN]
     ]
     rest = len(shifted) - len(rows)
     return markdown_table(rows) + (f"\n\nand {rest} more" if rest else "")

@@ -12,6 +12,7 @@ from cellmap_core.alignment import Alignment
 from cellmap_core.classes import CHALLENGE48
 from cellmap_core.errors import CellmapError
 from cellmap_core.label_table import ABSENT, PRESENT, UNKNOWN
+from cellmap_core.models import CropPicture
 from cellmap_core.report.contact_sheet import contact_page, contact_sheet
 from cellmap_core.report.crop_pictures import crop_picture, thumbnail
 from cellmap_core.report.overlay import (
@@ -278,10 +279,18 @@ def test_missing_thumbnail_keeps_its_name_and_place(tmp_path):
     assert [bool(near(m, (225, 225, 225))) for m in middles] == [True, True, False]
 
 
-def test_page_lists_what_is_shifted_and_carries_the_sheet():
-    pictures = [(f"jrc/crop{i}", small(seed=i)) for i in range(60)]
-    told = {name: ALIGNED for name, _ in pictures} | {"jrc/crop9": SHIFTED}
-    page = contact_page(pictures, told, 120_000)
+def crop_of(name, path, alignment=ALIGNED):
+    path.write_bytes(small(seed=len(name)))
+    return CropPicture(
+        crop=name, picture=path, thumbnail=path,
+        verdict=alignment.verdict, shift_nm=alignment.shift_nm,
+    )  # fmt: skip
+
+
+def test_page_lists_what_is_shifted_and_carries_the_sheet(tmp_path):
+    pictures = [crop_of(f"jrc/crop{i}", tmp_path / f"{i}.png") for i in range(60)]
+    pictures[9] = crop_of("jrc/crop9", tmp_path / "9.png", SHIFTED)
+    page = contact_page(pictures, 120_000)
     assert len(page.encode()) <= 120_000
     assert "**60 crops**: 59 aligned, 1 shifted." in page
     assert "| jrc/crop9 | 0 | -40 | 8 |" in page
@@ -291,4 +300,4 @@ def test_page_lists_what_is_shifted_and_carries_the_sheet():
 
 
 def test_page_without_crops():
-    assert contact_page([], {}) == "**0 crops**: none checked.\n"
+    assert contact_page([]) == "**0 crops**: none converted.\n"
