@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from cellmap_core import annotation, resample, stores
 from cellmap_core.annotation import Encoding, States
+from cellmap_core.chunks import Piece
 from cellmap_core.classes import UNIONS, suggest
 from cellmap_core.datasplit import CropRef
 from cellmap_core.errors import AnnotationError, CropExcluded
 from cellmap_core.grid import Box, Grid, Shape, Triple
-from cellmap_core.label_table import ABSENT, UNKNOWN
+from cellmap_core.label_table import ABSENT, PRESENT, UNKNOWN
 from cellmap_core.options import ConvertOptions
 from cellmap_core.provenance import key_of
 from cellmap_core.volume import Volume, open_volume
@@ -33,39 +34,69 @@ class ClassArray:
         """States on ``target`` (z, y, x) by majority; one number where all are the same."""
         volume, how = self.volume, resample.plan(self.volume.level.grid, target, "label")
         rest = self.encoding.state(int(volume.reader.fill), volume.location)
-        if how.pools is not None and how.inside and self._in_step(how.start, how.pools):
-            return self._by_chunk(how, how.pools, target.shape_vox, rest)
         if how.inside and not volume.stored(how.start, how.stop):
             return rest
-        values = volume.block(how.start, how.stop)
-        present, unknown = self.encoding.masks(values, volume.location)
-        return resample.majority(present, unknown, how)
+        if self._in_step(how):
+            pieces = volume.pieces(how.start, how.stop)
+        else:
+            pieces = iter([Piece((0, 0, 0), volume.block(how.start, how.stop))])
+        if how.pools is not None and how.inside:
+            return self._decided(pieces, how, target.shape_vox, rest)
+        return resample.decide(*self._counted(pieces, how, rest), how)
 
-    def _in_step(self, start: Shape, pools: Shape) -> bool:
-        """Whether no output voxel takes from two chunks."""
-        sizes = zip(start, self.volume.chunk_shape, pools, strict=True)
+    def _in_step(self, how: resample.Plan) -> bool:
+        """Whether no sum over whole source voxels takes from two chunks."""
+        sizes = zip(how.start, self.volume.chunk_shape, how.sums, strict=True)
         return all(first % ratio == 0 and size % ratio == 0 for first, size, ratio in sizes)
 
-    def _by_chunk(self, how: resample.Plan, pools: Shape, shape: Shape, rest: int) -> States | int:
-        """Chunk by chunk, each in the processor's cache; a chunk of one value costs nothing."""
+    def _decided(
+        self, pieces: Iterator[Piece], how: resample.Plan, shape: Shape, rest: int
+    ) -> States | int:
+        """Chunk by chunk to the end, each in the processor's cache."""
         result: States | None = None
-        for offset, values in self.volume.pieces(how.start, how.stop):
-            low = values.min()
-            if low == values.max():
-                part: States | int = self.encoding.state(int(low), self.volume.location)
-                if part == rest:
-                    continue
-            else:
-                present, unknown = self.encoding.masks(values, self.volume.location)
-                part = resample.majority(present, unknown, how)
+        for offset, values in pieces:
+            part = self._one_state(values)
+            if part == rest:
+                continue
             if result is None:
                 result = np.full(shape, rest, np.uint8)
-            place = tuple(
-                slice(o // r, (o + n) // r)
-                for o, n, r in zip(offset, values.shape, pools, strict=True)
-            )
-            result[place] = part
+            place = _reduced(offset, values.shape, how.sums)
+            if part is None:
+                present, unknown = self.encoding.masks(values, self.volume.location)
+                result[place] = resample.majority(present, unknown, how)
+            else:
+                result[place] = part
         return rest if result is None else result
+
+    def _counted(
+        self, pieces: Iterator[Piece], how: resample.Plan, rest: int
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Present and unknown voxels summed chunk by chunk; what is left is small."""
+        full = int(np.prod(how.sums))
+        extent = zip(how.start, how.stop, how.sums, strict=True)
+        shape = tuple((stop - start) // ratio for start, stop, ratio in extent)
+        present, unknown = (
+            np.full(shape, full if rest == state else 0, np.min_scalar_type(full))
+            for state in (PRESENT, UNKNOWN)
+        )
+        for offset, values in pieces:
+            place = _reduced(offset, values.shape, how.sums)
+            part = self._one_state(values)
+            if part is None:
+                is_present, is_unknown = self.encoding.masks(values, self.volume.location)
+                present[place] = resample.pool(is_present, how.sums)
+                unknown[place] = 0 if is_unknown is None else resample.pool(is_unknown, how.sums)
+            else:
+                present[place] = full if part == PRESENT else 0
+                unknown[place] = full if part == UNKNOWN else 0
+        return present, unknown
+
+    def _one_state(self, values: NDArray[Any]) -> int | None:
+        """The state of a chunk that holds one value, as most do; else None."""
+        low = values.min()
+        if low != values.max():
+            return None
+        return self.encoding.state(int(low), self.volume.location)
 
 
 @dataclass(frozen=True)
@@ -258,6 +289,13 @@ def _common_grid(grids: Sequence[Grid]) -> Grid:
         shape_vox=(int(count[0]), int(count[1]), int(count[2])),
         voxel_nm=finest.voxel_nm,
         translation_nm=(float(centre[0]), float(centre[1]), float(centre[2])),
+    )
+
+
+def _reduced(offset: Shape, shape: tuple[int, ...], sums: Shape) -> tuple[slice, ...]:
+    """Where a piece stands after its whole axes are summed."""
+    return tuple(
+        slice(o // ratio, (o + n) // ratio) for o, n, ratio in zip(offset, shape, sums, strict=True)
     )
 
 

@@ -21,6 +21,7 @@ from cellmap_core.datalist import CaseInfo
 from cellmap_core.datasplit import CropRef
 from cellmap_core.errors import CellmapError, CropExcluded, may_pass
 from cellmap_core.label_table import PRESENT, States
+from cellmap_core.machine import keep_memory
 from cellmap_core.models import Frozen
 from cellmap_core.options import ConvertOptions
 from cellmap_core.provenance import key_of, read_receipt, write_bytes, write_receipt
@@ -118,6 +119,7 @@ def read_crop(ref: CropRef, classes: tuple[str, ...], options: ConvertOptions) -
 
     Bad input never raises; the row tells. What may pass is tried again, of this crop alone.
     """
+    keep_memory()
     try:
         return _patiently(
             lambda: _read_open_crop(open_crop(ref, classes, options), classes, options)

@@ -72,6 +72,12 @@ class Plan:
         return all(bool((c >= 1 - _NEGLIGIBLE).all()) for c in self.covered)
 
     @property
+    def sums(self) -> Shape:
+        """Source voxels summed along each axis before anything else; 1 where it is not whole."""
+        z, y, x = (axis.whole or 1 for axis in self.axes)
+        return z, y, x
+
+    @property
     def pools(self) -> Shape | None:
         """Source voxels in one output voxel along each axis, where all three are whole."""
         z, y, x = (axis.whole for axis in self.axes)
@@ -98,8 +104,10 @@ def image(values: NDArray[Any], how: Plan) -> NDArray[Any]:
     """
     if how.pools == (1, 1, 1):
         return values
-    sums, whole = _sums(values, how)
-    means = sums.astype(np.float32) if whole == 1 else sums * np.float32(1 / whole)
+    whole = int(np.prod(how.sums))
+    means = _weighted(pool(values, how.sums), how)
+    if whole != 1:
+        means *= np.float32(1 / whole)
     if values.dtype.kind in "ui":
         limits = np.iinfo(values.dtype)
         np.rint(means, out=means)
@@ -120,19 +128,23 @@ def majority(
         if unknown is not None:
             states[unknown] = UNKNOWN
         return states
-    shares, whole = _sums(present, how)
-    if unknown is None and how.inside:
-        # A share in floats has the rounding of its weights in it; a count is exact.
-        exact = shares.dtype.kind == "u"
-        half = (whole + 1) // 2 if exact else np.float32(whole * (0.5 - _SLACK / 2))
-        return _repeated((shares >= half).view(np.uint8) * np.uint8(PRESENT), how)
-    present_part = shares.astype(np.float32)
-    covered = np.float32(whole) * (1 if how.inside else _covered_part(how))
+    return decide(
+        pool(present, how.sums), None if unknown is None else pool(unknown, how.sums), how
+    )
+
+
+def decide(present: NDArray[Any], unknown: NDArray[Any] | None, how: Plan) -> NDArray[np.uint8]:
+    """States by majority, from source voxels counted over the whole axes (see ``pool``)."""
+    full = int(np.prod(how.sums))
+    if unknown is None and how.pools is not None and how.inside:
+        return (present >= (full + 1) // 2).view(np.uint8) * np.uint8(PRESENT)
+    present_part = _weighted(present, how) * np.float32(1 / full)
+    covered = 1 if how.inside else _covered_part(how)
     absent = covered - present_part
-    if unknown is not None:
-        absent -= _sums(unknown, how)[0]
-    rest = np.float32(whole) - present_part - absent
-    slack = np.float32(whole * _SLACK)
+    if unknown is not None and unknown.any():
+        absent -= _weighted(unknown, how) * np.float32(1 / full)
+    rest = 1 - present_part - absent
+    slack = np.float32(_SLACK)
     result = np.where(rest >= absent - slack, UNKNOWN, ABSENT).astype(np.uint8)
     result[(present_part >= absent - slack) & (present_part >= rest - slack)] = PRESENT
     return _repeated(result, how)
@@ -297,22 +309,17 @@ def _covered_part(how: Plan) -> NDArray[np.float32]:
     return np.asarray(z[:, None, None] * y[:, None] * x, np.float32)
 
 
-def _sums(values: NDArray[Any], how: Plan) -> tuple[NDArray[Any], int]:
-    """Weighted sums over each output voxel, and what a voxel full of ones sums to.
-
-    Whole axes are summed first, in integers; they make the rest small. Axes that repeat are
-    left as they are.
-    """
-    z, y, x = (axis.whole or 1 for axis in how.axes)
-    sums = pool(values, (z, y, x))
+def _weighted(sums: NDArray[Any], how: Plan) -> NDArray[np.float32]:
+    """The matrices of the axes that have one, applied. Axes that repeat are left as they are."""
+    result = sums.astype(np.float32)
     matrices = {n: axis.matrix for n, axis in enumerate(how.axes) if axis.matrix is not None}
     # The axis that shrinks most first: it saves the most work.
     for axis in sorted(matrices, key=lambda n: matrices[n].shape[0] / matrices[n].shape[1]):
-        moved = np.moveaxis(sums, axis, 0)
-        flat = np.ascontiguousarray(moved, dtype=np.float32).reshape(moved.shape[0], -1)
+        moved = np.moveaxis(result, axis, 0)
+        flat = np.ascontiguousarray(moved).reshape(moved.shape[0], -1)
         product = np.asarray(matrices[axis] @ flat).reshape(-1, *moved.shape[1:])
-        sums = np.moveaxis(product, 0, axis)
-    return np.ascontiguousarray(sums), z * y * x
+        result = np.moveaxis(product, 0, axis)
+    return np.ascontiguousarray(result)
 
 
 def _repeated(states: NDArray[np.uint8], how: Plan) -> NDArray[np.uint8]:

@@ -7,7 +7,9 @@ in CellMap's own files.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +25,7 @@ from cellmap_core.grid import Grid, Shape, Triple
 RAW_CHUNKS, LABEL_CHUNKS = (64, 128, 128), (64, 64, 64)
 #: Volume fractions of the classes that have voxels, as organelles have them: few are large.
 FRACTIONS = (0.4, 0.2, 0.08, 0.05, 0.03, 0.02, 0.02, 0.01, 0.01, 0.005, 0.005, 0.002, 0.002, 0.001)
-_TILE = 96
+_TILE, _BLOB_TILE = 96, 240
 
 
 class BenchCrop(NamedTuple):
@@ -47,7 +49,7 @@ TYPICAL = (
 
 
 def write_crops(root: Path, crops: tuple[BenchCrop, ...]) -> Path:
-    """Write the crops, each in a dataset of its own; return the datasplit."""
+    """Write the crops, each a dataset with a datasplit of its own; return that of all."""
     lines = []
     for number, crop in enumerate(crops):
         store = root / crop.name / f"{crop.name}.zarr" / "recon-1"
@@ -69,14 +71,49 @@ def write_crops(root: Path, crops: tuple[BenchCrop, ...]) -> Path:
             if seed < crop.filled
         }
         _write_labels(store / "labels/groundtruth/crop1", classes, texture, labels)
-        lines.append(
-            f'"train","{root}/{crop.name}/{crop.name}.zarr","recon-1/em/fibsem-uint8",'
-            f'"{root}/{crop.name}/{crop.name}.zarr",'
-            f'"recon-1/labels/groundtruth/crop1/[{",".join(classes)}]"'
-        )
+        labels_of = f"{store}/labels/groundtruth/crop1/[{','.join(classes)}]"
+        lines.append(f'"train","{store}/em/fibsem-uint8","{labels_of}"')
+        (root / crop.name / "datasplit.csv").write_text(lines[-1] + "\n")
     path = root / "datasplit.csv"
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+def write_giant(root: Path, shape: Shape, label_nm: float, raw_nm: float) -> Path:
+    """Write a crop of any size within seconds: every chunk is the same file, linked.
+
+    To a reader it is as large and as full as its metadata say. Return the datasplit.
+    """
+    store = root / "giant" / "giant.zarr" / "recon-1"
+    labels = Grid(
+        shape_vox=shape, voxel_nm=(label_nm,) * 3, translation_nm=((label_nm - raw_nm) / 2,) * 3
+    )
+    raw = labels.resampled((raw_nm,) * 3)
+    array = _array(
+        store / "em/fibsem-uint8", raw.shape_vox, RAW_CHUNKS, raw.voxel_nm, raw.translation_nm, {}
+    )
+    _fill_linked(store / "em/fibsem-uint8/s0", array, _repeat(em_tile(0), RAW_CHUNKS))
+    classes = CHALLENGE48[:3]
+    _write_labels(store / "labels/groundtruth/crop1", classes, {}, labels)
+    for seed, name in enumerate(classes):
+        folder = store / "labels/groundtruth/crop1" / name / "s0"
+        _fill_linked(folder, zarr.open_array(folder), _blob_tile(0.1, seed)[:64, :64, :64])
+    path = root / "datasplit.csv"
+    crop = f"{store}/labels/groundtruth/crop1/[{','.join(classes)}]"
+    path.write_text(f'"train","{store}/em/fibsem-uint8","{crop}"\n')
+    return path
+
+
+def _fill_linked(folder: Path, array: Any, chunk: NDArray[np.uint8]) -> None:
+    array[tuple(slice(0, n) for n in chunk.shape)] = chunk
+    first = folder / "0/0/0"
+    counts = [-(-n // c) for n, c in zip(array.shape, array.chunks, strict=True)]
+    for z, y in np.ndindex(counts[0], counts[1]):
+        row = folder / f"{z}/{y}"
+        row.mkdir(parents=True, exist_ok=True)
+        for x in range(counts[2]):
+            if not (row / str(x)).exists():
+                os.link(first, row / str(x))
 
 
 def _triple(values: Any) -> Triple:
@@ -117,13 +154,16 @@ def em_tile(seed: int) -> NDArray[np.uint8]:
 
 
 def blobs(shape: Shape, fraction: float, seed: int) -> NDArray[np.uint8]:
-    """Smooth blobs that fill a fraction of one region of the crop, in half of it the less."""
+    """Smooth blobs that fill a fraction of the volume; repeated, since drawing them is slow."""
+    return _repeat(_blob_tile(fraction, seed), shape)
+
+
+@lru_cache
+def _blob_tile(fraction: float, seed: int) -> NDArray[np.uint8]:
     random = np.random.default_rng(1000 + seed)
-    coarse = ndimage.gaussian_filter(random.normal(0, 1, tuple(n // 8 + 2 for n in shape)), 2.0)
-    # Organelles lie in clusters: most of the crop has none of the rarer ones.
-    limit = np.quantile(coarse, 1 - fraction)
-    zoomed = ndimage.zoom(coarse, 8, order=1)[tuple(slice(0, n) for n in shape)]
-    return (zoomed > limit).astype(np.uint8)
+    coarse = ndimage.gaussian_filter(random.normal(0, 1, (_BLOB_TILE // 8,) * 3), 2.0, mode="wrap")
+    smooth = ndimage.zoom(coarse, 8, order=1, mode="grid-wrap", grid_mode=True)
+    return (smooth > np.quantile(smooth, 1 - fraction)).astype(np.uint8)
 
 
 def _array(
