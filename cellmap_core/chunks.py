@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import itertools
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from zarr.abc.store import Store, SuffixByteRequest
+from zarr.abc.store import ByteRequest, RangeByteRequest, Store, SuffixByteRequest
 from zarr.codecs import ShardingCodec
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.metadata.v2 import ArrayV2Metadata
@@ -144,12 +145,17 @@ class ChunkReader:
             if self.array.shards:
                 found = self._within_shards(found, names)
         except Exception as error:
+            if stores.passing(error):
+                raise
             raise StoreError(
                 f"{self.array.store_path} cannot be listed ({stores.line(error)})"
             ) from error
         inner = self.chunk_shape
         z, y, x = (f * (o // i) for f, o, i in zip(first, outer, inner, strict=True))
-        return Chunks(size=inner, first=(z, y, x), marks=found)
+        # A shard may reach beyond the array; chunks that are wholly there are not missing.
+        ends = (-(-n // i) for n, i in zip(self.shape, inner, strict=True))
+        inside = tuple(slice(end - f) for end, f in zip(ends, (z, y, x), strict=True))
+        return Chunks(size=inner, first=(z, y, x), marks=found[inside])
 
     def pieces(self, chunks: Chunks, start: Shape, stop: Shape) -> Iterator[Piece]:
         """What is stored of the block ``start`` to ``stop`` (inside the array), piece by piece.
@@ -201,14 +207,16 @@ class ChunkReader:
         inner = [s // c for s, c in zip(shards, chunks, strict=True)]
         result = marks.repeat(inner[0], 0).repeat(inner[1], 1).repeat(inner[2], 2)
         codec = getattr(self.array.metadata, "codecs", (None,))[0]
-        if not isinstance(codec, ShardingCodec) or str(codec.index_location.value) != "end":
+        if not isinstance(codec, ShardingCodec):
             return result  # A shard that is there then counts whole.
         held = [name for name, mark in zip(names, marks.ravel(), strict=True) if mark is not None]
         entries = int(np.prod(inner))
         size = 16 * entries + _CHECKSUM_BYTES * (len(codec.index_codecs) - 1)
-        tails = iter(sync(_tails(self.array.store_path.store, held, size)))
+        at_end = codec.index_location.value == "end"
+        where = SuffixByteRequest(size) if at_end else RangeByteRequest(0, size)
+        found = iter(sync(_parts(self.array.store_path.store, held, where)))
         for place in np.argwhere(marks != None).tolist():  # noqa: E711 - element by element
-            index = np.frombuffer(next(tails)[-size:], "<u8", 2 * entries).reshape(*inner, 2)
+            index = np.frombuffer(next(found), "<u8", 2 * entries).reshape(*inner, 2)
             part = tuple(slice(p * n, (p + 1) * n) for p, n in zip(place, inner, strict=True))
             result[part][index[..., 0] == _EMPTY_ENTRY] = None
         return result
@@ -227,10 +235,18 @@ def _local_marks(folder: Path, names: list[str]) -> list[str | None]:
         path = f"{folder}/{name}"
         parent = path.rpartition("/")[0]
         if parent not in there:
-            there[parent] = os.path.isdir(parent)  # noqa: PTH112 - Path costs as much again
+            there[parent] = _is_folder(parent)
         stored = _bytes(path) if there[parent] else None
         marks.append(None if stored is None else hashlib.sha256(stored).hexdigest())
     return marks
+
+
+def _is_folder(path: str) -> bool:
+    """Whether a folder is there; one that may not be looked at raises: it is not missing."""
+    try:
+        return stat.S_ISDIR(os.stat(path).st_mode)  # noqa: PTH116 - Path costs as much again
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def _bytes(path: str) -> bytes | None:
@@ -254,12 +270,12 @@ async def _far_marks(store: Store, names: list[str]) -> list[str | None]:
     return list(await asyncio.gather(*map(one, names)))
 
 
-async def _tails(store: Store, names: list[str], size: int) -> list[bytes]:
+async def _parts(store: Store, names: list[str], where: ByteRequest) -> list[bytes]:
     gate = asyncio.Semaphore(_AT_ONCE)
 
     async def one(name: str) -> bytes:
         async with gate:
-            tail = await store.get(name, default_buffer_prototype(), SuffixByteRequest(size))
-            return b"" if tail is None else tail.to_bytes()
+            part = await store.get(name, default_buffer_prototype(), where)
+            return b"" if part is None else part.to_bytes()
 
     return list(await asyncio.gather(*map(one, names)))

@@ -14,7 +14,7 @@ from zarr.core.sync import sync
 from zarr.errors import GroupNotFoundError
 
 from cellmap_core import remote
-from cellmap_core.errors import CellmapError, MetadataError, StoreError
+from cellmap_core.errors import CellmapError, MetadataError, StoreError, may_pass
 from cellmap_core.grid import Shape
 
 Array = zarr.Array[Any]
@@ -47,6 +47,8 @@ def open_group(location: str) -> zarr.Group:
     except (FileNotFoundError, GroupNotFoundError) as error:
         raise StoreError(f"no zarr group at {location}", "a zarr group") from error
     except (obstore.exceptions.BaseError, OSError) as error:
+        if passing(error):
+            raise
         raise StoreError(f"{location} cannot be read ({line(error)})", "an open store") from error
     except Exception as error:
         raise MetadataError(
@@ -63,6 +65,8 @@ def find_array(group: zarr.Group, location: str, name: str) -> Array | None:
     except PermissionError as error:
         raise StoreError(f"{location}/{name} may not be read", "read permission") from error
     except Exception as error:
+        if passing(error):
+            raise
         raise MetadataError(f"{location}/{name} has bad metadata ({line(error)})") from error
     if not isinstance(node, zarr.Array):
         raise MetadataError(f"{location}/{name} is a group", "an array")
@@ -73,16 +77,28 @@ def children(group: zarr.Group, wanted: Sequence[str] = ()) -> tuple[str, ...]:
     """Names of what a group holds, sorted; their metadata are not read.
 
     A store that cannot list (plain HTTP) is asked for each of the ``wanted`` names.
+
+    Raises
+    ------
+    StoreError
+        The store refuses or fails.
     """
 
     async def names() -> list[str]:
         listing = group.store_path.store.list_dir(group.store_path.path)
         return [name.rstrip("/") async for name in listing]
 
-    if not remote.can_list(group.store_path.store):
-        return tuple(sorted(name for name in set(wanted) if name in group))
     metadata = {".zgroup", ".zattrs", ".zarray", ".zmetadata", "zarr.json"}
-    return tuple(sorted(set(sync(names())) - metadata))
+    try:
+        if not remote.can_list(group.store_path.store):
+            return tuple(sorted(name for name in set(wanted) if name in group))
+        return tuple(sorted(set(sync(names())) - metadata))
+    except (obstore.exceptions.BaseError, OSError) as error:
+        if passing(error):
+            raise
+        raise StoreError(
+            f"{group.store_path} cannot be listed ({line(error)})", "read permission"
+        ) from error
 
 
 def read(array: Array, start: Shape, stop: Shape) -> NDArray[Any]:
@@ -99,11 +115,21 @@ def read(array: Array, start: Shape, stop: Shape) -> NDArray[Any]:
     except CellmapError:
         raise
     except Exception as error:
+        if passing(error):
+            raise
         raise StoreError(
             f"{array.store_path} cannot be read at {start} to {stop} ({line(error)})",
             "whole chunks",
             "download the crop again",
         ) from error
+
+
+def passing(error: BaseException) -> bool:
+    """Whether reading failed in a way that may pass, so that the whole crop is tried again.
+
+    Codecs too raise an ``OSError`` for what is corrupt (gzip does); those have no number.
+    """
+    return isinstance(error, OSError) and error.errno is not None and may_pass(error)
 
 
 def _require(path: Path) -> None:
