@@ -179,6 +179,12 @@ def _warn(classes: Sequence[str], crops: Sequence[ReadCrop]) -> None:
     for name in classes:
         if not any(name in crop.annotated for crop in crops):
             logger.warning("class %s is annotated in no converted crop", name)
+    if coarse := sum(crop.interpolated for crop in crops):
+        logger.warning(
+            "the EM of %d crops is interpolated from a level coarser than the target although a "
+            "finer one is there; --scale auto reads the right one",
+            coarse,
+        )
     checked = [c for c in crops if c.alignment and c.alignment.verdict != "unlabelled"]
     for crop in checked:
         if crop.alignment and crop.alignment.verdict == "shifted":

@@ -184,6 +184,12 @@ class Crop:
         covered -= sum(_shared(hole.box, self.grid.box) for hole in self.raw.holes)
         return max(0.0, min(1.0, covered / total))
 
+    def coarser_than_need_be(self) -> bool:
+        """Whether the raw is interpolated although the store has a finer level."""
+        level = self.raw.level.grid.voxel_nm
+        wanted = zip(level, self.grid.voxel_nm, strict=True)
+        return level != self.raw.finest.voxel_nm and any(v > t * 1.01 for v, t in wanted)
+
     def raw_start_vox(self) -> Triple:
         """The crop's low edge as an index on the finest raw level."""
         return self.raw.finest.edge_index(self.label_grid.box.low_nm)

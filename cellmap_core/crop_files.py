@@ -49,6 +49,7 @@ class ReadCrop(Frozen):
     info: CaseInfo | None = None
     alignment: Alignment | None = None
     voxels: int = 0
+    interpolated: bool = False
     key: str = ""
     current: bool = False
 
@@ -199,6 +200,7 @@ def _read_open_crop(crop: Crop, classes: tuple[str, ...], options: ConvertOption
         ),
         alignment=made.alignment,
         voxels=int(np.prod(crop.grid.shape_vox)),
+        interpolated=crop.coarser_than_need_be(),
         key=key,
         current=receipt is not None,
     )

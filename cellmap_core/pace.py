@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import time
+from time import monotonic
 from typing import Protocol
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class Pace:
 
     def __init__(self, total: int, report: Report) -> None:
         self._total, self._report = total, report
-        self._begun = time.monotonic()
+        self._begun = monotonic()
         self._items = self._voxels = 0
 
     def step(self, name: str, what: str, voxels: int) -> None:
@@ -47,7 +47,7 @@ class Pace:
 
     def text(self) -> str:
         """Items, speed and time left, as ``12 of 289, 35 Mvoxel/s, about 4 min left``."""
-        seconds = time.monotonic() - self._begun
+        seconds = monotonic() - self._begun
         parts = [f"{self._items} of {self._total}"]
         if self._voxels and seconds > 0:
             parts.append(f"{self._voxels / _MEGA / seconds:.3g} Mvoxel/s")

@@ -302,6 +302,14 @@ def test_scale_levels(phantom, tmp_path):
         run(phantom, tmp_path / "b", scale="s7", max_crops=2)
 
 
+def test_a_level_coarser_than_the_target_is_warned_of(phantom, tmp_path, caplog):
+    run(phantom, tmp_path / "a", scale="s1", max_crops=2)
+    assert "2 crops is interpolated from a level coarser" in caplog.text
+    caplog.clear()
+    run(phantom, tmp_path / "b", scale="s1", target_spacing=(16, 16, 16), max_crops=2)
+    assert "interpolated" not in caplog.text
+
+
 def test_native_spacing_is_the_labels_own(phantom, tmp_path):
     result = run(phantom, tmp_path, target_spacing="native", max_crops=2)
     assert {r["output_voxel_nm"] for r in rows(result).values()} == {"4 4 4"}
@@ -323,3 +331,21 @@ def test_whatever_a_crop_comes_up_with_the_rest_goes_on(phantom, tmp_path, monke
     assert [f.item for f in result.failures] == ["phantom-a/crop2"]
     assert "in some codec" in result.failures[0].reason
     assert result.done == 5
+
+
+def test_autorunner_takes_the_datalist_as_it_is(converted, tmp_path):
+    from monai.apps.auto3dseg import AutoRunner
+
+    task = {
+        "modality": "MRI",
+        "datalist": str(converted.datalist),
+        "dataroot": str(converted.datalist.parent),
+    }
+    runner = AutoRunner(
+        work_dir=str(tmp_path), input=task, algos=["segresnet"],
+        analyze=False, algo_gen=False, train=False, ensemble=False, not_use_cache=True,
+    )  # fmt: skip
+    assert runner.num_fold == 2
+    runner.run()
+    taken = json.loads(Path(runner.datalist_filename).read_text())
+    assert taken["training"] == json.loads(converted.datalist.read_text())["training"]
