@@ -92,8 +92,7 @@ def read_encoding(*attributes: dict[str, Any], location: str) -> Encoding:
         None of them has a ``cellmap.annotation`` with an encoding: meaning is never guessed.
     """
     for document in attributes:
-        annotation = (document.get("cellmap") or {}).get("annotation") or {}
-        kind = annotation.get("annotation_type") or {}
+        kind = _part(_part(_part(document, "cellmap"), "annotation"), "annotation_type")
         if encoding := kind.get("encoding"):
             instances = "instance" in str(kind.get("type", ""))
             return _encoding(encoding, instances, location)
@@ -102,14 +101,19 @@ def read_encoding(*attributes: dict[str, Any], location: str) -> Encoding:
     )
 
 
-def _encoding(encoding: dict[str, Any], instances: bool, location: str) -> Encoding:
+def _part(document: dict[str, Any], name: str) -> dict[str, Any]:
+    part = document.get(name)
+    return part if isinstance(part, dict) else {}
+
+
+def _encoding(encoding: Any, instances: bool, location: str) -> Encoding:
     try:
         return Encoding(
             absent=encoding["absent"],
             present=None if instances else encoding.get("present"),
             unknown=encoding.get("unknown"),
         )
-    except (KeyError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise AnnotationError(
             f"{location} has encoding {encoding}", "integers absent, present and unknown"
         ) from error

@@ -12,16 +12,17 @@ import hashlib
 import itertools
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numcodecs import Blosc
 from numpy.typing import NDArray
 from zarr.abc.store import ByteRequest, RangeByteRequest, Store, SuffixByteRequest
-from zarr.codecs import ShardingCodec
+from zarr.codecs import BloscCodec, ShardingCodec
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.metadata.v2 import ArrayV2Metadata
 from zarr.core.sync import sync
@@ -36,6 +37,8 @@ _AT_ONCE = 32
 # Offset and length of a chunk in a shard that has none of it, and the index's checksum.
 _EMPTY_ENTRY = np.iinfo(np.uint64).max
 _CHECKSUM_BYTES = 4
+# It ends with the size of the whole.
+_BLOSC_HEADER_BYTES = 16
 
 
 class Piece(NamedTuple):
@@ -110,6 +113,8 @@ class ChunkReader:
         )
         self._direct = plain and self._folder is not None
         self._compressor: Any = getattr(metadata, "compressor", None)
+        last = self._compressor or (getattr(metadata, "codecs", None) or (None,))[-1]
+        self._whole = _whole_blosc if isinstance(last, Blosc | BloscCodec) else _any_bytes
 
     @property
     def shape(self) -> Shape:
@@ -127,7 +132,7 @@ class ChunkReader:
         Raises
         ------
         StoreError
-            The store refuses or fails.
+            The store refuses or fails, or a chunk is truncated.
         """
         outer = self.array.shards or self.array.chunks
         first = [a // c for a, c in zip(start, outer, strict=True)]
@@ -138,14 +143,14 @@ class ChunkReader:
         ]
         try:
             if self._folder is not None:
-                marks = _local_marks(self._folder, names)
+                marks = _local_marks(self._folder, names, self._whole)
             else:
                 marks = sync(_far_marks(self.array.store_path.store, names))
             found = np.array(marks, dtype=object).reshape(count)
             if self.array.shards:
                 found = self._within_shards(found, names)
         except Exception as error:
-            if stores.passing(error):
+            if isinstance(error, StoreError) or stores.passing(error):
                 raise
             raise StoreError(
                 f"{self.array.store_path} cannot be listed ({stores.line(error)})"
@@ -227,7 +232,9 @@ def _triple(values: tuple[int, ...]) -> Shape:
     return z, y, x
 
 
-def _local_marks(folder: Path, names: list[str]) -> list[str | None]:
+def _local_marks(
+    folder: Path, names: list[str], check: Callable[[bytes, str], None]
+) -> list[str | None]:
     """Digests of files; a folder that is not there answers for all that would be in it."""
     there: dict[str, bool] = {}
     marks: list[str | None] = []
@@ -237,8 +244,27 @@ def _local_marks(folder: Path, names: list[str]) -> list[str | None]:
         if parent not in there:
             there[parent] = _is_folder(parent)
         stored = _bytes(path) if there[parent] else None
+        if stored is not None:
+            check(stored, path)
         marks.append(None if stored is None else hashlib.sha256(stored).hexdigest())
     return marks
+
+
+def _any_bytes(_stored: bytes, _path: str) -> None:
+    """No check: the codec makes it."""
+
+
+def _whole_blosc(stored: bytes, path: str) -> None:
+    """Refuse a truncated chunk: Blosc's decoder would read on in whatever memory follows."""
+    needed = _BLOSC_HEADER_BYTES
+    if len(stored) >= needed:
+        needed = max(needed, int.from_bytes(stored[12:16], "little"))
+    if len(stored) < needed:
+        raise StoreError(
+            f"{path} cannot be read ({len(stored)} bytes of {needed})",
+            "a whole chunk",
+            "download the crop again",
+        )
 
 
 def _is_folder(path: str) -> bool:

@@ -11,7 +11,7 @@ import zarr
 from cellmap_core.errors import MetadataError
 from cellmap_core.grid import Grid, Shape, Triple
 from cellmap_core.models import Frozen
-from cellmap_core.stores import Array, find_array
+from cellmap_core.stores import Array, find_array, line
 
 # Length of one unit in nm, by the names OME-NGFF takes from UDUNITS-2 and short forms met.
 _UNIT_NM = {
@@ -69,20 +69,13 @@ class Levels:
     def __init__(self, group: zarr.Group, location: str) -> None:
         self._group, self._location = group, location
         multiscale = _multiscale(group, location)
-        names, factors = _axes(multiscale, location)
-        order = tuple(names.index(a) for a in "zyx")
-        self._order = (order[0], order[1], order[2])
-        outer = multiscale.get("coordinateTransformations") or []
-        named: dict[str, tuple[Triple, Triple]] = {}
-        for dataset in multiscale.get("datasets") or []:
-            path = dataset.get("path")
-            if not isinstance(path, str):
-                raise MetadataError(f"{location}: a multiscale dataset without path", "path: s0")
-            scale, shift = _transform(dataset.get("coordinateTransformations"), location, path)
-            outer_scale, outer_shift = _transform(outer, location, path, required=False)
-            voxel = scale * outer_scale * factors
-            origin = (shift * outer_scale + outer_shift) * factors
-            named[path] = (_reorder(voxel, order, float), _reorder(origin, order, float))
+        try:
+            named, self._order = _named_levels(multiscale, location)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise MetadataError(
+                f"{location} has malformed multiscales ({line(error)})",
+                "OME-NGFF multiscales metadata",
+            ) from error
         self._named = dict(sorted(named.items(), key=lambda item: float(np.prod(item[1][0]))))
         self._opened: dict[str, tuple[Level, Array] | None] = {}
 
@@ -144,6 +137,26 @@ def _multiscale(group: zarr.Group, location: str) -> dict[str, Any]:
     if not (isinstance(multiscales, list) and multiscales and isinstance(multiscales[0], dict)):
         raise MetadataError(f"{location} has no multiscales", "OME-NGFF multiscales metadata")
     return multiscales[0]
+
+
+def _named_levels(
+    multiscale: dict[str, Any], location: str
+) -> tuple[dict[str, tuple[Triple, Triple]], tuple[int, int, int]]:
+    """Voxel size and first voxel centre (z, y, x, nm) of each level, and where z, y, x stand."""
+    names, factors = _axes(multiscale, location)
+    z, y, x = (names.index(a) for a in "zyx")
+    outer = multiscale.get("coordinateTransformations") or []
+    named: dict[str, tuple[Triple, Triple]] = {}
+    for dataset in multiscale.get("datasets") or []:
+        path = dataset.get("path")
+        if not isinstance(path, str):
+            raise MetadataError(f"{location}: a multiscale dataset without path", "path: s0")
+        scale, shift = _transform(dataset.get("coordinateTransformations"), location, path)
+        outer_scale, outer_shift = _transform(outer, location, path, required=False)
+        voxel = scale * outer_scale * factors
+        origin = (shift * outer_scale + outer_shift) * factors
+        named[path] = (_reorder(voxel, (z, y, x), float), _reorder(origin, (z, y, x), float))
+    return named, (z, y, x)
 
 
 def _axes(multiscale: dict[str, Any], location: str) -> tuple[list[str], Any]:
