@@ -77,7 +77,7 @@ class Spread:
         futures = self._client.map(function, list(items), pure=False)
         numbers = {future.key: number for number, future in enumerate(futures)}
         struck: list[int] = []
-        for future in as_completed(futures):
+        for future in as_completed(futures, loop=self._client.loop):
             try:
                 take(numbers[future.key], future.result())
             except KilledWorker:
