@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Sequence
+from time import monotonic
 from typing import Any
 from uuid import UUID
 
@@ -16,6 +17,9 @@ from prefect.artifacts import (
 )
 
 logger = logging.getLogger(__name__)
+
+# Each showing is a request, and small crops come by the dozen a second.
+_SECONDS_BETWEEN = 1.0
 
 
 def publish_page(key: str, markdown: str, description: str) -> None:
@@ -45,10 +49,15 @@ class Progress:
     def __init__(self, key: str, name: str) -> None:
         self._key, self._name = artifact_key(key), name
         self._id: UUID | None = None
+        self._shown = -_SECONDS_BETWEEN
         self.show(0.0, "starting")
 
     def show(self, part: float, what: str) -> None:
-        """Show how much is done (0 to 1), and in words."""
+        """Show how much is done (0 to 1), and in words; passed over while the last is fresh."""
+        now = monotonic()
+        if part < 1 and now - self._shown < _SECONDS_BETWEEN:
+            return
+        self._shown = now
         percent, description = round(100 * part, 1), f"{self._name}: {what}"
         try:
             if self._id is None:

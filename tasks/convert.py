@@ -15,7 +15,7 @@ from tasks.house import house_task
 @house_task("convert")
 def convert_crops(options: ConvertOptions) -> ConvertResult:
     """Convert all crops, spread over the cluster; see :func:`cellmap_core.convert.convert`."""
-    result = convert(options, mapper(), Progress("convert", "crops").show)
+    result = convert(options, mapper(), Progress("progress-convert", "crops").show)
     publish_table("crops", crops_table(result.crops_table), "Every crop: converted, or why not")
     publish_page("crops-summary", crops_markdown(result.crops_table), result.tally())
     publish_page("crops-sheet", contact_page(result.pictures), "Every crop, its labels on its EM")

@@ -105,8 +105,10 @@ def worker(
         command[:0] = ["taskset", "-c", str(core)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PREFECT_LOGGING_LEVEL": "WARNING"}
     told = subprocess.run(
-        list(map(str, command)), cwd=ROOT, env=environment, stdout=subprocess.PIPE, check=True
+        list(map(str, command)), cwd=ROOT, env=environment, capture_output=True, check=False
     )
+    if told.returncode:
+        sys.exit(f"{' '.join(map(str, command))} failed:\n{told.stderr.decode()[-2000:]}")
     answer: dict[str, float] = json.loads(told.stdout.splitlines()[-1])
     return answer
 

@@ -23,6 +23,8 @@ TINY = {
 ARTIFACTS = {
     "crops",
     "crops-summary",
+    "crops-sheet",
+    "progress-convert",
     "datastats",
     "datastats-classes",
     "progress-segresnet-0",
@@ -82,6 +84,8 @@ def test_every_stage_is_a_task_and_publishes(first, client):
     assert all(state.is_completed() for state in states.values())
     artifacts = client.artifacts(run)
     assert set(artifacts) >= ARTIFACTS
+    assert artifacts["progress-convert"].data == 100
+    assert "data:image/jpeg;base64," in artifacts["crops-sheet"].data
     rows = json.loads(artifacts["crops"].data)
     assert {r["status"] for r in rows if r["crop"] == "crop3"} == {"failed"}
     leaderboard = json.loads(artifacts["leaderboard"].data)
