@@ -42,8 +42,9 @@ class Pace:
         """Count one item and the voxels that were made for it."""
         self._items += 1
         self._voxels += voxels
-        logger.info("%s (%d of %d): %s", name, self._items, self._total, what)
-        self._report(self._items / self._total, self.text())
+        text = self.text()
+        logger.info("%s: %s (%s)", name, what, text)
+        self._report(self._items / self._total, text)
 
     def text(self) -> str:
         """Items, speed and time left, as ``12 of 289, 35 Mvoxel/s, about 4 min left``."""

@@ -21,7 +21,8 @@ Picture = tuple[str, bytes | Path, bool]
 # Below 64 pixels nobody sees whether an outline follows a membrane.
 _SIDES_PX = (THUMBNAIL_PX, 112, 96, 80, 64)
 _QUALITIES = (80, 60, 40)
-_WIDTH_PX, _GAP, _FRAME, _NOTE = 1080, 4, 2, 18
+# The width of a page in the Prefect UI: wider, and the browser shrinks the names away.
+_WIDTH_PX, _GAP, _FRAME, _NOTE = 736, 4, 2, 18
 _LINE, _TEXT = 11, 9
 _INK, _PAPER, _BLANK = (30, 30, 30), (255, 255, 255), (225, 225, 225)
 # The words and the table of a page take this much; the sheet gets the rest.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import shutil
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -49,26 +51,23 @@ def peer(options: ConvertOptions, _workers: int) -> Callable[[], Any]:
 
 
 def spread(options: ConvertOptions, workers: int) -> Callable[[], Any]:
-    """The conversion over a Dask cluster, without Prefect."""
+    """The conversion over a Dask cluster that is up, without Prefect."""
     from distributed import Client, LocalCluster
 
     from tasks.fanout import Spread
 
-    def run() -> None:
-        with (
-            LocalCluster(
-                n_workers=workers, threads_per_worker=1, memory_limit=0, dashboard_address=None
-            ) as cluster,
-            Client(cluster) as client,
-        ):
-            convert(options, Spread(client))
-
-    return run
+    cluster = LocalCluster(
+        n_workers=workers, threads_per_worker=1, memory_limit=0, dashboard_address=None
+    )
+    client = Client(cluster)
+    client.run(import_module, "cellmap_core.convert")
+    atexit.register(cluster.close)
+    atexit.register(client.close)
+    return lambda: convert(options, Spread(client))
 
 
 def flow(options: ConvertOptions, _workers: int) -> Callable[[], Any]:
     """The flow, on a Prefect server that is up already."""
-    import atexit
     import os
 
     from flows.server import temporary_server
