@@ -113,6 +113,8 @@ class ChunkReader:
         )
         self._direct = plain and self._folder is not None
         self._compressor: Any = getattr(metadata, "compressor", None)
+        self._prefix = f"{array.store_path.path}/" if array.store_path.path else ""
+        self._encode = metadata.encode_chunk_key
         last = self._compressor or (getattr(metadata, "codecs", None) or (None,))[-1]
         self._whole = _whole_blosc if isinstance(last, Blosc | BloscCodec) else _any_bytes
 
@@ -203,8 +205,7 @@ class ChunkReader:
             ) from error
 
     def _key(self, index: tuple[int, ...]) -> str:
-        name = self.array.metadata.encode_chunk_key(index)
-        return f"{self.array.store_path.path}/{name}" if self.array.store_path.path else name
+        return self._prefix + self._encode(index)
 
     def _within_shards(self, marks: NDArray[Any], names: list[str]) -> NDArray[Any]:
         """Marks of the inner chunks, from the index of each shard."""
