@@ -101,6 +101,12 @@ def read_encoding(*attributes: dict[str, Any], location: str) -> Encoding:
     )
 
 
+def class_names(attributes: dict[str, Any]) -> tuple[str, ...]:
+    """The classes that a crop's own annotation names; none where it names none."""
+    names = _part(_part(attributes, "cellmap"), "annotation").get("class_names")
+    return tuple(str(name) for name in names) if isinstance(names, list) else ()
+
+
 def _part(document: dict[str, Any], name: str) -> dict[str, Any]:
     part = document.get(name)
     return part if isinstance(part, dict) else {}

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
 from cellmap_core import annotation, resample, stores
@@ -241,7 +240,7 @@ def _class_arrays(
     group = stores.open_group(ref.labels)
     wanted = {part for name in (*classes, *ref.classes) for part in (name, *UNIONS.get(name, ()))}
     stored = tuple(n for n in stores.children(group, sorted(wanted)) if n != "all")
-    named = _named_classes(group)
+    named = annotation.class_names(dict(group.attrs))
     for name in ref.classes:
         if name not in stored and not _parts(name, stored):
             raise AnnotationError(
@@ -264,12 +263,6 @@ def _parts(name: str, stored: Sequence[str]) -> tuple[str, ...]:
     """The parts a union can be derived from: all of them stored, else none."""
     parts = UNIONS.get(name, ())
     return parts if parts and set(parts) <= set(stored) else ()
-
-
-def _named_classes(group: zarr.Group) -> tuple[str, ...]:
-    document: dict[str, Any] = dict(group.attrs)
-    names = ((document.get("cellmap") or {}).get("annotation") or {}).get("class_names") or ()
-    return tuple(str(n) for n in names)
 
 
 def _open_class(location: str, options: ConvertOptions, target: Triple | None) -> ClassArray:

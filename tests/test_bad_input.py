@@ -249,6 +249,13 @@ def test_a_broken_crop_is_named_with_what_was_found(damage, own_phantom, tmp_pat
     check(run(own_phantom, tmp_path / "out"), reason, crops=4)
 
 
+@pytest.mark.parametrize("attributes", [{}, {"cellmap": "yes"}, {"cellmap": {"annotation": [1]}}])
+def test_a_crop_needs_no_attributes_of_its_own(attributes, own_phantom, tmp_path, converted):  # noqa: F811
+    """Its classes are listed in the datasplit."""
+    (own_phantom.parent / CROP / ".zattrs").write_text(json.dumps(attributes))
+    assert outputs(run(own_phantom, tmp_path / "out")) == outputs(converted)
+
+
 def test_boolean_labels_are_labels(own_phantom, tmp_path, converted):  # noqa: F811
     for array in (own_phantom.parent / CROP).glob("*/s0"):
         stored_again(array, values=lambda a: a.astype(bool))
@@ -295,8 +302,7 @@ PARTS = {
 
 
 @pytest.mark.usefixtures("failing_disk")
-@pytest.mark.parametrize("order", ["C", "F"])
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize(("part", "order"), [*((part, "C") for part in PARTS), ("label", "F")])
 def test_what_fails_once_is_read_again(part, order, own_phantom, converted, tmp_path, monkeypatch):  # noqa: F811
     stored_again(own_phantom.parent / CROP / "mito/s0", order=order)
     repair = failing(own_phantom.parent / PARTS[part])

@@ -122,7 +122,7 @@ def ramp(where, low, slope):
     return 100 + z[:, None, None] + y[:, None] + x
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     situations(),
     triples(st.sampled_from([0.5, 1.0, 3.0, -0.25])),
@@ -186,7 +186,7 @@ def allowed(where, raw, slope):
     return z[:, None, None] + y[:, None] + x
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     ratio=triples(st.integers(1, 4)),
     count=triples(st.integers(2, 6)),
@@ -230,7 +230,7 @@ def majority(states, ratio):
     return result
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     shape=triples(st.integers(3, 14)),
     start=triples(st.integers(0, 9)),

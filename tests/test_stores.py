@@ -9,7 +9,7 @@ import numcodecs
 import numpy as np
 import pytest
 import zarr
-from zarr.codecs import ShardingCodec
+from zarr.codecs import BloscCodec, ShardingCodec
 
 from cellmap_core import remote
 from cellmap_core.datalist import read_datalist
@@ -196,7 +196,7 @@ def test_raw_of_another_type_keeps_its_values(dtype, three, plain, tmp_path):
     assert all(found[name] == expected[name] for name in expected if name not in images)
 
 
-@pytest.mark.parametrize("dtype", [">u2", "<i4", "u8"])
+@pytest.mark.parametrize("dtype", [">u2", "u8"])
 def test_labels_of_another_type_are_the_same(dtype, three, plain, tmp_path):
     path = rewritten(
         three, tmp_path / "data",
@@ -206,7 +206,7 @@ def test_labels_of_another_type_are_the_same(dtype, three, plain, tmp_path):
 
 
 @pytest.mark.parametrize("target", [(8, 12, 20), "native"])
-@pytest.mark.parametrize("way", ["v2, Fortran order", "x, z, y", "v3, shards"])
+@pytest.mark.parametrize("way", ["x, z, y", "v3, shards"])
 def test_so_it_is_when_resampled(way, target, three, tmp_path):
     plain = run(three, tmp_path / "plain", target_spacing=target)
     path = rewritten(three, tmp_path / "data", **WAYS[way])
@@ -294,6 +294,16 @@ def test_a_truncated_shard_fails_its_crop_alone(left, three, tmp_path):
     assert [f.item for f in result.failures] == ["phantom-b/crop4"]
     assert "fibsem-uint8/s0 cannot be" in result.failures[0].reason
     assert result.done == 2
+
+
+def test_a_truncated_chunk_of_v3_fails_its_crop_alone(three, tmp_path):
+    """Blosc would decode it with what lies behind it in memory."""
+    datasplit = rewritten(three, tmp_path / "data", version=3, compressors=BloscCodec())
+    chunk = datasplit.parent / f"phantom-b/phantom-b.zarr/{RAW}/s0/c/0/2/1"
+    chunk.write_bytes(chunk.read_bytes()[:-1])
+    result = run(datasplit, tmp_path / "out")
+    assert [f.item for f in result.failures] == ["phantom-b/crop4"]
+    assert re.search("c/0/2/1 cannot be read .*bytes of", result.failures[0].reason)
 
 
 @pytest.fixture
