@@ -74,11 +74,17 @@ class Chunks:
 
     def under(self, start: Shape, stop: Shape) -> list[Shape]:
         """Indices of the stored chunks that a part of the block touches."""
-        low = [a // c - f for a, c, f in zip(start, self.size, self.first, strict=True)]
-        high = [-(-b // c) - f for b, c, f in zip(stop, self.size, self.first, strict=True)]
-        part = self.stored[tuple(slice(max(a, 0), b) for a, b in zip(low, high, strict=True))]
-        z, y, x = (f + max(a, 0) for f, a in zip(self.first, low, strict=True))
-        return [(z + i, y + j, x + k) for i, j, k in np.argwhere(part).tolist()]
+        part = self._part(start, stop)
+        z, y, x = (f + p.start for f, p in zip(self.first, part, strict=True))
+        return [(z + i, y + j, x + k) for i, j, k in np.argwhere(self.stored[part]).tolist()]
+
+    def complete(self, start: Shape, stop: Shape) -> bool:
+        """Whether every chunk that a part of the block touches is stored."""
+        return bool(self.stored[self._part(start, stop)].all())
+
+    def _part(self, start: Shape, stop: Shape) -> tuple[slice, ...]:
+        rows = zip(start, stop, self.size, self.first, strict=True)
+        return tuple(slice(max(a // c - f, 0), -(-b // c) - f) for a, b, c, f in rows)
 
     def missing(self) -> Iterator[tuple[Shape, Shape]]:
         """Extent (start, stop) of every chunk that is not stored."""

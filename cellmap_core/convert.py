@@ -35,7 +35,7 @@ from cellmap_core.label_table import LabelTable
 from cellmap_core.models import ConvertResult, CropPicture, Failure, Mapper, serial
 from cellmap_core.options import ConvertOptions
 from cellmap_core.pace import Pace, Report, unreported
-from cellmap_core.provenance import sweep
+from cellmap_core.provenance import held, sweep
 
 logger = logging.getLogger(__name__)
 
@@ -69,8 +69,21 @@ def convert(
         Nothing can be converted at all; no file is written.
     IncompleteError
         Not one crop could be converted.
+    BusyError
+        Another run is writing into the output folder.
     """
     datasplit, classes = plan(options)
+    with held(options.output_dir):
+        return _convert(datasplit, classes, options, mapper, report)
+
+
+def _convert(
+    datasplit: Datasplit,
+    classes: tuple[str, ...],
+    options: ConvertOptions,
+    mapper: Mapper,
+    report: Report,
+) -> ConvertResult:
     refs = _chosen(datasplit, options)
     pace = Pace(len(refs), report)
     crops: list[ReadCrop] = mapper(

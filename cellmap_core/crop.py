@@ -15,7 +15,7 @@ from cellmap_core.chunks import Piece
 from cellmap_core.classes import UNIONS, suggest
 from cellmap_core.datasplit import CropRef
 from cellmap_core.errors import AnnotationError, CropExcluded
-from cellmap_core.grid import Box, Grid, Shape, Triple
+from cellmap_core.grid import Box, Grid, Shape, Triple, count_vox
 from cellmap_core.label_table import ABSENT, PRESENT, UNKNOWN
 from cellmap_core.options import ConvertOptions
 from cellmap_core.provenance import key_of
@@ -32,7 +32,9 @@ class ClassArray:
     def states(self, target: Grid) -> States | int:
         """States on ``target`` (z, y, x) by majority; one number where all are the same."""
         volume, how = self.volume, resample.plan(self.volume.level.grid, target, "label")
-        rest = self.encoding.state(int(volume.reader.fill), volume.location)
+        # The fill value need not be one of the encoding's where nothing is left to fill.
+        fill = None if volume.complete(how.start, how.stop) else int(volume.reader.fill)
+        rest = ABSENT if fill is None else self.encoding.state(fill, volume.location)
         if how.inside and not volume.stored(how.start, how.stop):
             return rest
         if self._in_step(how):
@@ -156,7 +158,7 @@ class Crop:
         Unknown where the class is not annotated, where its labels do not reach, and wherever
         there is no raw to learn from (outside the volume, or a chunk that was not downloaded).
         """
-        dark = self._without_raw(target)
+        dark = self.without_raw(target)
         for name in classes:
             source = self.sources.get(name)
             if source is None:
@@ -168,12 +170,15 @@ class Crop:
                 states[dark] = UNKNOWN
             yield states
 
-    def _without_raw(self, target: Grid) -> NDArray[np.bool_] | None:
+    def without_raw(self, target: Grid) -> NDArray[np.bool_] | None:
         """Voxels with no raw to learn from; None where all have some."""
         dark = np.ones(target.shape_vox, bool)
         dark[resample.inside(self.raw.level.grid, target)] = False
+        raw_nm = self.raw.level.grid.voxel_nm
+        # Where the raw grows it is interpolated: a hole reaches half a voxel around itself.
+        reach = [v / 2 if v > t else 0.0 for v, t in zip(raw_nm, target.voxel_nm, strict=True)]
         for hole in self.raw.holes:
-            dark[_touched(hole, target)] = True
+            dark[_touched(hole.box, target, reach)] = True
         return dark if dark.any() else None
 
     def coverage(self) -> float:
@@ -213,7 +218,7 @@ def open_crop(ref: CropRef, classes: Sequence[str], options: ConvertOptions) -> 
         The crop lies outside the raw, or none of the classes is annotated in it.
     """
     target = None if options.target_spacing == "native" else options.target_spacing
-    arrays = _class_arrays(ref, classes, options, target) if ref.labels else {}
+    arrays = _class_arrays(ref, classes, options) if ref.labels else {}
     if ref.labels and not arrays:
         raise CropExcluded("none of the classes asked for is annotated in this crop")
     label_grid = ref.grid or _common_grid(
@@ -235,7 +240,7 @@ def open_crop(ref: CropRef, classes: Sequence[str], options: ConvertOptions) -> 
 
 
 def _class_arrays(
-    ref: CropRef, classes: Sequence[str], options: ConvertOptions, target: Triple | None
+    ref: CropRef, classes: Sequence[str], options: ConvertOptions
 ) -> dict[str, ClassSource]:
     group = stores.open_group(ref.labels)
     wanted = {part for name in (*classes, *ref.classes) for part in (name, *UNIONS.get(name, ()))}
@@ -252,7 +257,7 @@ def _class_arrays(
         parts = (name,) if name in stored else _parts(name, stored)
         if not listed or not parts:
             continue
-        opened = tuple(_open_class(f"{ref.labels}/{part}", options, target) for part in parts)
+        opened = tuple(_open_class(f"{ref.labels}/{part}") for part in parts)
         trusted = options.empty_class == "absent" and (name in named or name in ref.classes)
         if trusted or all(_has_chunks(array.volume) for array in opened):
             sources[name] = ClassSource(name=name, arrays=opened)
@@ -265,8 +270,10 @@ def _parts(name: str, stored: Sequence[str]) -> tuple[str, ...]:
     return parts if parts and set(parts) <= set(stored) else ()
 
 
-def _open_class(location: str, options: ConvertOptions, target: Triple | None) -> ClassArray:
-    volume = open_volume(location, options.scale, target)
+def _open_class(location: str) -> ClassArray:
+    # Always the finest level: coarser ones are often decimated, and a majority taken of those
+    # loses thin structures.
+    volume = open_volume(location, "auto", None)
     annotation.check_type(volume.dtype, location)
     attributes = (dict(volume.reader.array.attrs), volume.attributes)
     return ClassArray(volume, annotation.read_encoding(*attributes, location=location))
@@ -282,10 +289,10 @@ def _common_grid(grids: Sequence[Grid]) -> Grid:
     low = np.min([g.box.low_nm for g in grids], axis=0)
     high = np.max([g.box.high_nm for g in grids], axis=0)
     voxel = np.array(finest.voxel_nm)
-    count = np.maximum(1, np.round((high - low) / voxel).astype(int))
+    count = [count_vox(float(size), float(v)) for size, v in zip(high - low, voxel, strict=True)]
     centre = low + voxel / 2
     return Grid(
-        shape_vox=(int(count[0]), int(count[1]), int(count[2])),
+        shape_vox=(count[0], count[1], count[2]),
         voxel_nm=finest.voxel_nm,
         translation_nm=(float(centre[0]), float(centre[1]), float(centre[2])),
     )
@@ -298,12 +305,13 @@ def _reduced(offset: Shape, shape: tuple[int, ...], sums: Shape) -> tuple[slice,
     )
 
 
-def _touched(hole: Grid, target: Grid) -> tuple[slice, ...]:
-    """Output voxels that any part of a missing chunk reaches into."""
-    low, high = target.edge_index(hole.box.low_nm), target.edge_index(hole.box.high_nm)
+def _touched(hole: Box, target: Grid, reach_nm: Sequence[float]) -> tuple[slice, ...]:
+    """Output voxels that any part of a missing chunk, or what is mixed with it, reaches into."""
+    low, high = target.edge_index(hole.low_nm), target.edge_index(hole.high_nm)
+    margin = [r / v for r, v in zip(reach_nm, target.voxel_nm, strict=True)]
     return tuple(
-        slice(max(0, int(np.floor(a + 1e-6))), max(0, int(np.ceil(b - 1e-6))))
-        for a, b in zip(low, high, strict=True)
+        slice(max(0, int(np.floor(a - m + 1e-6))), max(0, int(np.ceil(b + m - 1e-6))))
+        for a, b, m in zip(low, high, margin, strict=True)
     )
 
 

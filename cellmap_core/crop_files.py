@@ -19,20 +19,20 @@ from cellmap_core.crop import Crop, open_crop
 from cellmap_core.crops_table import CropRow, Status
 from cellmap_core.datalist import CaseInfo
 from cellmap_core.datasplit import CropRef
-from cellmap_core.errors import CellmapError, CropExcluded, may_pass
+from cellmap_core.errors import CellmapError, CropExcluded, StoreError, may_pass
 from cellmap_core.label_table import PRESENT, States
 from cellmap_core.machine import keep_memory
 from cellmap_core.models import Frozen
 from cellmap_core.options import ConvertOptions
 from cellmap_core.provenance import key_of, read_receipt, write_bytes, write_receipt
 from cellmap_core.report.crop_pictures import crop_picture, thumbnail
-from cellmap_core.sample import Sampler
+from cellmap_core.sample import Plane, Sampler, thinned
 from cellmap_core.slabs import z_slabs
 
 logger = logging.getLogger(__name__)
 
 # Part of every key: raise it when the same inputs would give other files.
-_FORMAT = 3
+_FORMAT = 4
 # Before what may pass (I/O, a connection) is tried again.
 _PAUSES_SECONDS = (1, 5)
 
@@ -93,12 +93,19 @@ class CropPaths:
         name = f"{ref.stem}{nifti.suffix(options.compression)}"
         self.image = output / "images" / name
         self.label = output / "labels" / name
+        other = f"{ref.stem}{nifti.suffix('none' if options.compression == 'gzip' else 'gzip')}"
+        self._stale = (output / "images" / other, output / "labels" / other)
         self.picture = output / "pictures" / f"{ref.stem}.png"
         self.thumbnail = cache / f"{ref.stem}.thumbnail.png"
         # A crop's labels under its own ids, kept so that a new table costs no second read.
         self.coded = cache / f"{ref.stem}.coded.nii.gz"
         self.crop_receipt = cache / f"{ref.stem}.crop.json"
         self.label_receipt = cache / f"{ref.stem}.label.json"
+
+    def remove_stale(self) -> None:
+        """Remove what a run with the other compression left."""
+        for path in self._stale:
+            path.unlink(missing_ok=True)
 
     def remove(self) -> None:
         """Remove what an earlier run or half of this one left; receipts first."""
@@ -110,6 +117,7 @@ class CropPaths:
             self.label,
             self.picture,
             self.thumbnail,
+            *self._stale,
         ):
             with contextlib.suppress(OSError):
                 path.unlink()
@@ -145,6 +153,10 @@ def write_label(job: LabelJob, options: ConvertOptions) -> WrittenLabel:
     except (CellmapError, OSError) as error:
         paths.remove()
         return WrittenLabel(reason=str(error))
+    except Exception as error:
+        logger.exception("%s failed unexpectedly", job.crop.ref.name)
+        paths.remove()
+        return WrittenLabel(reason=f"unexpected {error!r}")
     return WrittenLabel(changed=True)
 
 
@@ -181,6 +193,7 @@ def _read_open_crop(crop: Crop, classes: tuple[str, ...], options: ConvertOption
     key = key_of(_FORMAT, options.compression, classes, tuple(crop.sources), crop.digest())
     receipt = read_receipt(paths.crop_receipt, key)
     if receipt is None:
+        paths.remove_stale()
         made = _write_crop(crop, classes, paths)
         outputs = [paths.image, paths.picture, paths.thumbnail]
         outputs += [paths.coded] if crop.sources else []
@@ -223,9 +236,9 @@ def _write_crop(crop: Crop, classes: tuple[str, ...], paths: CropPaths) -> _Made
     scratch = paths.coded.parent
     scratch.mkdir(parents=True, exist_ok=True)
     sampler = Sampler(crop.grid.shape_vox)
-    nifti.write_slabs(
-        paths.image, crop.grid, crop.raw.dtype, _seen_by(sampler.image, _image_slabs(crop, scratch))
-    )
+    dtype = nifti.storable(crop.raw.dtype, crop.raw.location)
+    slabs = _seen_by(sampler.image, _image_slabs(crop, dtype, scratch))
+    nifti.write_slabs(paths.image, crop.grid, dtype, slabs)
     coder = Coder()
     if crop.sources:
         codes = z_slabs(
@@ -237,11 +250,23 @@ def _write_crop(crop: Crop, classes: tuple[str, ...], paths: CropPaths) -> _Made
         )
         nifti.write_slabs(paths.coded, crop.grid, CODE_DTYPE, _seen_by(sampler.codes, codes))
     planes, voxel_nm = sampler.planes(), crop.grid.voxel_nm
-    found = alignment(planes, coder.seen, voxel_nm)
+    found = _alignment(crop, planes, coder.seen)
     picture = crop_picture(planes, coder.seen, classes, voxel_nm, crop.ref.name, found)
     write_bytes(paths.picture, picture)
     write_bytes(paths.thumbnail, thumbnail(planes, coder.seen, classes, voxel_nm))
     return _Made(seen=coder.seen, alignment=found)
+
+
+def _alignment(crop: Crop, planes: Sequence[Plane], seen: Sequence[States]) -> Alignment:
+    """Whether the labels lie on the EM, judged at voxels no finer than the EM's own.
+
+    What was interpolated has no finer edges, only fewer of them in reach.
+    """
+    voxel_nm = crop.grid.voxel_nm
+    raw = zip(crop.raw.level.grid.voxel_nm, voxel_nm, strict=True)
+    z, y, x = (max(1, round(own / made)) for own, made in raw)
+    coarse = (voxel_nm[0] * z, voxel_nm[1] * y, voxel_nm[2] * x)
+    return alignment(thinned(planes, (z, y, x)), seen, coarse)
 
 
 def _seen_by(
@@ -255,13 +280,19 @@ def _seen_by(
         z += len(slab)
 
 
-def _image_slabs(crop: Crop, scratch: Path) -> Iterator[NDArray[Any]]:
+def _image_slabs(crop: Crop, dtype: np.dtype[Any], scratch: Path) -> Iterator[NDArray[Any]]:
     """The image, slab by slab; a blank one excludes the crop before a file appears."""
-    low, high = np.inf, -np.inf
-    slabs = z_slabs(crop.grid, crop.image, like=crop.raw, dtype=crop.raw.dtype, scratch=scratch)
-    for slab in slabs:
-        low, high = min(low, slab.min()), max(high, slab.max())
+    low, high, z = np.inf, -np.inf, 0
+    for slab in z_slabs(crop.grid, crop.image, like=crop.raw, dtype=dtype, scratch=scratch):
+        _, y, x = slab.shape
+        dark = crop.without_raw(crop.grid.cut((z, 0, 0), (z + len(slab), y, x)))
+        seen = slab if dark is None else slab[~dark]
+        if seen.size:
+            low, high = min(low, seen.min()), max(high, seen.max())
+        if not np.isfinite(seen.sum(dtype=np.float64)):
+            raise StoreError(f"{crop.raw.location} has values that are no numbers", "finite EM")
         yield slab
+        z += len(slab)
     if low == high:
         raise CropExcluded(f"its EM is blank (every voxel is {low:g})")
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from cellmap_core.errors import CellmapError, DatasplitError, RowError
 from cellmap_core.grid import Grid
 from cellmap_core.models import Frozen
+from cellmap_core.provenance import key_of
 
 SPLITS = ("train", "validate", "test")
 
@@ -48,8 +49,12 @@ class CropRef(Frozen):
 
     @property
     def stem(self) -> str:
-        """The crop's name in file names."""
-        return re.sub(r"[^\w.-]", "-", f"{self.dataset}_{self.crop}")
+        """The crop's name in file names, which no other crop has."""
+        plain = re.sub(r"[^\w.-]", "-", f"{self.dataset}_{self.crop}")
+        if plain == f"{self.dataset}_{self.crop}" and "_" not in self.crop:
+            return plain
+        # a_b/c and a/b_c, or two names that differ in a space, would be one file.
+        return f"{plain}-{key_of(self.dataset, self.crop)[:6]}"
 
 
 class BadRow(Frozen):
@@ -124,6 +129,7 @@ def check_split(split: str) -> str:
     RowError
         It is none of the known ones.
     """
+    split = split.lower()
     if split not in SPLITS:
         raise RowError(f"split {split!r}", f"one of {', '.join(SPLITS)}")
     return split

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import posixpath
 import re
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -72,10 +73,14 @@ def start_of_paths(path: Path, data_root: str | None) -> str:
 
 def absolute(location: str, start: str) -> str:
     """A location of a CSV, seen from anywhere."""
-    # Text, not Path: a doubled slash of an s3:// location must survive.
-    if "://" in location or location.startswith("/"):
-        return location.rstrip("/")
-    return f"{start.rstrip('/')}/{location}".rstrip("/")
+    if "://" not in location and not location.startswith("/"):
+        location = f"{start.rstrip('/')}/{location}"
+    # One place has one spelling, so that a crop listed twice is seen to be one.
+    scheme, mark, path = location.rpartition("://")
+    if not mark:
+        return posixpath.normpath(path)
+    host, _, key = path.partition("/")
+    return f"{scheme}://{host}{posixpath.normpath(f'/{key}') if key else ''}".rstrip("/")
 
 
 def refuse_remote(path: Path) -> None:

@@ -70,6 +70,10 @@ class StoreError(CellmapError):
     """An array store is missing or cannot be read."""
 
 
+class BusyError(CellmapError):
+    """Another run is writing where this one would."""
+
+
 class DiskFullError(CellmapError):
     """A file could not be written for want of space."""
 

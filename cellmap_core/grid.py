@@ -20,6 +20,11 @@ Shape = tuple[int, int, int]
 EDGE_TOLERANCE_VOX = 1e-3
 
 
+def count_vox(size_nm: float, voxel_nm: float) -> int:
+    """Voxels that an extent rounds to, at least one; a half counts up, whatever floats make it."""
+    return max(1, math.floor(size_nm / voxel_nm + 0.5 + EDGE_TOLERANCE_VOX))
+
+
 class Box(Frozen):
     """A region of interest, by its low and high edges in nm (z, y, x)."""
 
@@ -81,8 +86,8 @@ class Grid(Frozen):
         """
         box = self.box
         counts = [
-            max(1, math.floor(size / v + 0.5))
-            for size, v in zip(box.size_nm, voxel_nm, strict=True)
+            count_vox(n * own, v)
+            for n, own, v in zip(self.shape_vox, self.voxel_nm, voxel_nm, strict=True)
         ]
         z, y, x = (low + v / 2 for low, v in zip(box.low_nm, voxel_nm, strict=True))
         return Grid(

@@ -121,4 +121,4 @@ class LabelTable(Frozen):
     @property
     def dtype(self) -> np.dtype[Any]:
         """The smallest unsigned type that holds every id."""
-        return np.dtype(np.uint8 if len(self.combinations) <= 256 else np.uint16)
+        return np.min_scalar_type(max(len(self.combinations) - 1, 0))

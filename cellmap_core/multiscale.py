@@ -84,7 +84,11 @@ class Levels:
         for path in self._named:
             if opened := self._open(path):
                 return opened
-        raise MetadataError(f"{self._location} has no scale level", "at least s0")
+        raise MetadataError(
+            f"{self._location} has none of the scale levels its metadata name "
+            f"({', '.join(self._named) or 'none'})",
+            "at least one",
+        )
 
     def choose(self, scale: str, target_nm: Triple | None) -> tuple[Level, Array]:
         """The level to read: the one named, or by ``auto`` the coarsest not coarser than wanted.
@@ -192,6 +196,8 @@ def _vector(row: dict[str, Any], kind: str, location: str, path: str) -> Any:
         vector = np.array([float(v) for v in row[kind]])
     except (KeyError, TypeError, ValueError) as error:
         raise MetadataError(f"{location}/{path}: unreadable {kind}", "three numbers") from error
+    if not np.isfinite(vector).all():
+        raise MetadataError(f"{location}/{path}: {kind} {vector.tolist()}", "finite numbers")
     if vector.shape != (3,):
         raise MetadataError(f"{location}/{path}: {kind} of {len(vector)} numbers", "three numbers")
     return vector

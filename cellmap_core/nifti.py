@@ -34,6 +34,21 @@ _DEFLATE_ERROR = cast("type[Exception]", isal_zlib.error)
 _SLAB_BYTES = 32 << 20
 
 
+def storable(dtype: np.dtype[Any], name: str) -> np.dtype[Any]:
+    """The type in which NIfTI holds voxels of ``dtype`` without loss.
+
+    Raises
+    ------
+    NiftiError
+        It has none.
+    """
+    if dtype == np.float16:
+        return np.dtype(np.float32)
+    if dtype.kind not in "uif" or dtype.itemsize > 8:
+        raise NiftiError(f"{name} holds {dtype}", "integers or floats of up to 64 bits")
+    return dtype.newbyteorder("=")
+
+
 def suffix(compression: str) -> str:
     """File name suffix of ``gzip`` or ``none``."""
     return ".nii.gz" if compression == "gzip" else ".nii"

@@ -70,8 +70,8 @@ class ConvertOptions(_FoldOptions):
     )
     scale: Annotated[str, AfterValidator(_level_name)] = Field(
         "s0",
-        description="scale level to read (s0 is the finest), or auto: the coarsest level not "
-        "coarser than the target spacing",
+        description="scale level of the EM to read (s0 is the finest), or auto: the coarsest level "
+        "not coarser than the target spacing; labels are always read at their finest",
     )
     target_spacing: Spacing = Field(
         (8.0, 8.0, 8.0),

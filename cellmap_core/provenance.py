@@ -8,8 +8,10 @@ never time) and the digest of what it made; the work is current while both still
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
+import logging
 import os
 import re
 import socket
@@ -19,8 +21,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cellmap_core.errors import DiskFullError
+from cellmap_core.errors import BusyError, DiskFullError
 from cellmap_core.models import Frozen
+
+logger = logging.getLogger(__name__)
 
 _BLOCK_BYTES = 1 << 20
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -55,6 +59,31 @@ def atomic_path(path: Path) -> Iterator[Path]:
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold a folder for one run: two that write the same files would vouch for each other's.
+
+    The hold ends with the process, however that ends.
+
+    Raises
+    ------
+    BusyError
+        Another run holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".run.lock").open("a") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BusyError(
+                f"another run is writing into {folder}", "", "wait for it, or name another folder"
+            ) from error
+        except OSError as error:
+            # Some cluster file systems know no locks; that is no reason not to work on them.
+            logger.warning("%s cannot be held for this run alone (%s)", folder, error)
+        yield
 
 
 def sweep(folder: Path) -> None:

@@ -6,7 +6,8 @@ its alignment need some planes of each orientation. The sampler copies those and
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -142,6 +143,23 @@ class Sampler:
             raise CellmapError(
                 f"{seen.what}: {seen.seen} sections seen", f"all {self._shape[0]} of the crop"
             )
+
+
+def thinned(planes: Sequence[Plane], steps: Shape) -> tuple[Plane, ...]:
+    """The planes with every ``steps``-th voxel along z, y and x; places count these voxels."""
+    result = []
+    for plane in planes:
+        rows, columns = (step for axis, step in enumerate(steps) if axis != plane.axis)
+        result.append(
+            replace(
+                plane,
+                index=plane.index // steps[plane.axis],
+                start_vox=(plane.start_vox[0] // rows, plane.start_vox[1] // columns),
+                image=plane.image[::rows, ::columns],
+                codes=None if plane.codes is None else plane.codes[::rows, ::columns],
+            )
+        )
+    return tuple(result)
 
 
 class _Pass:

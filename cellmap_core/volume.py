@@ -60,6 +60,11 @@ class Volume:
         to_array = self.level.to_array
         return bool(self._surveyed().under(to_array(start), to_array(stop)))
 
+    def complete(self, start: Shape, stop: Shape) -> bool:
+        """Whether all of the block (z, y, x) from ``start`` to ``stop`` is stored."""
+        to_array = self.level.to_array
+        return self._surveyed().complete(to_array(start), to_array(stop))
+
     def pieces(self, start: Shape, stop: Shape) -> Iterator[Piece]:
         """What is stored of the block (z, y, x) from ``start`` to ``stop``."""
         to_array = self.level.to_array

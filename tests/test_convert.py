@@ -13,11 +13,12 @@ import zarr
 
 from cellmap_core.convert import check_crop_count, convert
 from cellmap_core.datalist import read_datalist
-from cellmap_core.errors import DatasplitError, IncompleteError, OptionError
+from cellmap_core.errors import BusyError, DatasplitError, IncompleteError, OptionError
 from cellmap_core.label_table import PRESENT, UNKNOWN
 from cellmap_core.nifti import read_grid, read_volume
 from cellmap_core.options import ConvertOptions
 from cellmap_core.phantom import SPECIMENS, label_grid, tissue
+from cellmap_core.provenance import held
 
 
 @pytest.fixture
@@ -349,3 +350,134 @@ def test_autorunner_takes_the_datalist_as_it_is(converted, tmp_path):
     runner.run()
     taken = json.loads(Path(runner.datalist_filename).read_text())
     assert taken["training"] == json.loads(converted.datalist.read_text())["training"]
+
+
+def test_labels_are_read_at_their_finest_whatever_the_level_of_the_em(phantom, tmp_path):
+    """The phantom's coarser label levels are decimated: a majority of those is another one."""
+    options = {"target_spacing": (16, 16, 16), "max_crops": 2}
+    finest = run(phantom, tmp_path / "s0", scale="s0", **options)
+    auto = run(phantom, tmp_path / "auto", scale="auto", **options)
+    assert {r["raw_level"] for r in rows(auto).values()} == {"s1"}
+    for entry in read_datalist(finest.datalist).training:
+        same = [read_volume(r.datalist.parent / entry.label) for r in (finest, auto)]
+        assert np.array_equal(*same)
+
+
+def test_what_is_interpolated_from_a_hole_has_no_labels(own_phantom, tmp_path):
+    whole = run(own_phantom, tmp_path / "whole", target_spacing=(4, 4, 4), max_crops=2)
+    (own_phantom.parent / "phantom-a/phantom-a.zarr/recon-1/em/fibsem-uint8/s0/0/0/0").unlink()
+    result = run(own_phantom, tmp_path / "out", target_spacing=(4, 4, 4), max_crops=2)
+    entry = read_datalist(result.datalist).training[0]
+    states = read_datalist(result.datalist).table.states()
+    known = (states[read_volume(result.datalist.parent / entry.label)] != UNKNOWN).any(-1)
+    expected = read_volume(whole.datalist.parent / entry.image)
+    assert np.array_equal(read_volume(result.datalist.parent / entry.image)[known], expected[known])
+    assert 0.5 < known.mean() < 0.8
+
+
+@pytest.fixture
+def replace_em(own_phantom):
+    """Put other values in the place of phantom-a's EM."""
+
+    def replace(make):
+        group = zarr.open_group(
+            own_phantom.parent / "phantom-a/phantom-a.zarr/recon-1/em/fibsem-uint8"
+        )
+        values = make(group["s0"][:])
+        del group["s0"]
+        group.create_array(
+            "s0", shape=values.shape, dtype=values.dtype, chunks=(32,) * 3,
+            chunk_key_encoding={"name": "v2", "separator": "/"},
+        )[:] = values  # fmt: skip
+
+    return replace
+
+
+def test_a_blank_em_with_a_hole_is_blank(own_phantom, replace_em, tmp_path):
+    replace_em(lambda em: np.full_like(em, 77))
+    (own_phantom.parent / "phantom-a/phantom-a.zarr/recon-1/em/fibsem-uint8/s0/0/0/0").unlink()
+    result = run(own_phantom, tmp_path)
+    assert {f.item for f in result.excluded} == {f"phantom-a/crop{i}" for i in (1, 2, 3)}
+    assert "blank (every voxel is 77)" in result.excluded[0].reason
+
+
+def test_em_that_is_no_number_fails_by_name(own_phantom, replace_em, tmp_path):
+    def broken(em):
+        values = em.astype(np.float32)
+        values[20, 20, 20] = np.nan
+        return values
+
+    replace_em(broken)
+    result = run(own_phantom, tmp_path)
+    assert [f.item for f in result.failures] == ["phantom-a/crop1"]
+    assert "no numbers" in result.failures[0].reason
+
+
+def test_half_precision_em_is_stored_in_single(own_phantom, replace_em, converted, tmp_path):
+    replace_em(lambda em: em.astype(np.float16))
+    image = read_volume(
+        run(own_phantom, tmp_path).datalist.parent / "images/phantom-a_crop1.nii.gz"
+    )
+    assert image.dtype == np.float32
+    plain = read_volume(converted.datalist.parent / "images/phantom-a_crop1.nii.gz")
+    assert np.array_equal(image, plain)
+
+
+def test_a_translation_that_is_no_number_fails_by_name(own_phantom, tmp_path):
+    path = own_phantom.parent / "phantom-a/phantom-a.zarr/recon-1/em/fibsem-uint8/.zattrs"
+    attributes = json.loads(path.read_text())
+    transforms = attributes["multiscales"][0]["datasets"][0]["coordinateTransformations"]
+    transforms[1]["translation"][0] = float("nan")
+    path.write_text(json.dumps(attributes))
+    result = run(own_phantom, tmp_path)
+    assert {f.item for f in result.failures} == {f"phantom-a/crop{i}" for i in (1, 2, 3)}
+    assert "expected finite numbers" in result.failures[0].reason
+
+
+def test_a_fill_value_that_fills_nothing_need_not_mean_anything(own_phantom, converted, tmp_path):
+    crop = own_phantom.parent / "phantom-a/phantom-a.zarr/recon-1/labels/groundtruth/crop1"
+    encoding = {"absent": 1, "present": 2, "unknown": 255}
+    kind = {"type": "semantic_segmentation", "encoding": encoding}
+    note = {"annotation": {"class_name": "mito", "annotation_type": kind}}
+    array = zarr.open_array(crop / "mito/s0")
+    values = array[:]
+    array[:] = values + 1
+    array.attrs["cellmap"] = note
+    result = run(own_phantom, tmp_path)
+    assert result.failures == ()
+    name = "labels/phantom-a_crop1.nii.gz"
+    assert (tmp_path / name).read_bytes() == (converted.datalist.parent / name).read_bytes()
+
+
+def test_two_runs_do_not_write_into_one_folder(phantom, tmp_path):
+    with held(tmp_path), pytest.raises(BusyError, match="another run is writing"):
+        run(phantom, tmp_path)
+    assert run(phantom, tmp_path, max_crops=2).done == 2
+
+
+def test_another_compression_leaves_no_files_of_the_first(phantom, tmp_path):
+    run(phantom, tmp_path, max_crops=2)
+    run(phantom, tmp_path, max_crops=2, compression="none")
+    kinds = {p.suffix for d in ("images", "labels") for p in (tmp_path / d).iterdir()}
+    assert kinds == {".nii"}
+
+
+def test_em_finer_than_it_was_taken_is_judged_at_its_own_voxels(phantom, tmp_path):
+    """Interpolated EM has no edges between its voxels; the check must not call that unclear."""
+    result = run(phantom, tmp_path, target_spacing=(4, 4, 4))
+    assert {r["alignment"] for r in rows(result).values()} == {"aligned"}
+
+
+def test_shifted_labels_are_named(own_phantom, tmp_path, caplog):
+    crop = own_phantom.parent / "phantom-a/phantom-a.zarr/recon-1/labels/groundtruth/crop1"
+    for path in crop.glob("*/.zattrs"):
+        attributes = json.loads(path.read_text())
+        for dataset in attributes["multiscales"][0]["datasets"]:
+            dataset["coordinateTransformations"][1]["translation"][2] += 40
+        path.write_text(json.dumps(attributes))
+    result = run(own_phantom, tmp_path)
+    row = rows(result)["phantom-a/crop1"]
+    assert row["alignment"] == "shifted"
+    shift = [float(v) for v in row["label_shift_nm"].split()]
+    assert shift == pytest.approx([0, 0, 40], abs=8)
+    assert "phantom-a/crop1: labels shifted against the EM: x +" in caplog.text

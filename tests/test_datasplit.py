@@ -1,6 +1,6 @@
 import pytest
 
-from cellmap_core.datasplit import parse_row, read_datasplit, read_test_manifest
+from cellmap_core.datasplit import CropRef, parse_row, read_datasplit, read_test_manifest
 from cellmap_core.errors import DatasplitError, RowError
 
 STORE = "/data/jrc_hela-2/jrc_hela-2.zarr"
@@ -105,3 +105,25 @@ def test_the_manifest_of_test_crops_takes_the_finest_grid(tmp_path):
     assert crop.name == "jrc_x/crop557"
     assert crop.grid.voxel_nm == (4, 4, 4)
     assert crop.raw == f"{tmp_path}/jrc_x/jrc_x.zarr/recon-1/em/fibsem-uint8"
+
+
+@pytest.mark.parametrize("spelling", ["h.zarr/", "./h.zarr", "x/../h.zarr", "h.zarr//"])
+def test_a_crop_has_one_place_however_it_is_spelt(spelling, tmp_path):
+    path = tmp_path / "datasplit.csv"
+    row = '"{}","{}","recon-1/em/fibsem-uint8","{}","recon-1/labels/groundtruth/crop1/[mito]"\n'
+    path.write_text(
+        row.format("train", "h.zarr", "h.zarr") + row.format("train", spelling, spelling)
+    )
+    assert [c.name for c in read_datasplit(path).crops] == ["h/crop1"]
+    assert read_datasplit(path).bad_rows == ()
+    path.write_text(
+        row.format("train", "h.zarr", "h.zarr") + row.format("test", spelling, spelling)
+    )
+    assert len(read_datasplit(path).bad_rows) == 1
+
+
+def test_no_two_crops_share_a_file_name():
+    pairs = [("a_b", "c1"), ("a", "b_c1"), ("sp", "crop 1"), ("sp", "crop-1"), ("sp", "crop:1")]
+    refs = [CropRef(dataset=d, crop=c, split="train", raw="r", labels="l") for d, c in pairs]
+    assert len({ref.stem for ref in refs}) == len(pairs)
+    assert refs[0].stem == "a_b_c1"

@@ -49,3 +49,9 @@ def test_a_grid_without_volume_is_refused(change):
     good = {"shape_vox": (1, 1, 1), "voxel_nm": (8, 8, 8), "translation_nm": (0, 0, 0)}
     with pytest.raises(MetadataError):
         Grid(**{**good, **change})
+
+
+@pytest.mark.parametrize("translation", [112.0, 112.2, 1000.1, 52345.3])
+def test_half_a_voxel_counts_up_wherever_the_crop_lies(translation):
+    grid = Grid(shape_vox=(30, 30, 30), voxel_nm=(2.0,) * 3, translation_nm=(translation,) * 3)
+    assert grid.resampled((8.0,) * 3).shape_vox == (8, 8, 8)
