@@ -19,7 +19,7 @@ from cellmap_core.grid import Box, Grid, Shape, Triple, count_vox
 from cellmap_core.label_table import ABSENT, PRESENT, UNKNOWN
 from cellmap_core.options import ConvertOptions
 from cellmap_core.provenance import key_of
-from cellmap_core.volume import Volume, open_volume
+from cellmap_core.volume import Volume, open_labels, open_volume
 
 
 @dataclass(frozen=True)
@@ -172,6 +172,8 @@ class Crop:
 
     def without_raw(self, target: Grid) -> NDArray[np.bool_] | None:
         """Voxels with no raw to learn from; None where all have some."""
+        if not self.raw.holes and self.raw.level.grid.box.contains(self.grid.box):
+            return None
         dark = np.ones(target.shape_vox, bool)
         dark[resample.inside(self.raw.level.grid, target)] = False
         raw_nm = self.raw.level.grid.voxel_nm
@@ -271,9 +273,7 @@ def _parts(name: str, stored: Sequence[str]) -> tuple[str, ...]:
 
 
 def _open_class(location: str) -> ClassArray:
-    # Always the finest level: coarser ones are often decimated, and a majority taken of those
-    # loses thin structures.
-    volume = open_volume(location, "auto", None)
+    volume = open_labels(location)
     annotation.check_type(volume.dtype, location)
     attributes = (dict(volume.reader.array.attrs), volume.attributes)
     return ClassArray(volume, annotation.read_encoding(*attributes, location=location))

@@ -132,9 +132,18 @@ class ServiceError(CellmapError):
     """The local service (server, work pool, worker) did not come up or did not answer."""
 
 
-# Retrying changes nothing for these: the file is not there, or not ours to read.
+# Retrying changes nothing for these: the file is not there, not ours to read, or has no room.
 _FINAL_ERRNOS = frozenset(
-    {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EROFS}
+    {
+        errno.ENOENT,
+        errno.EACCES,
+        errno.EPERM,
+        errno.ENOTDIR,
+        errno.EISDIR,
+        errno.EROFS,
+        errno.ENOSPC,
+        errno.EDQUOT,
+    }
 )
 
 

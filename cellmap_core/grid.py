@@ -37,6 +37,12 @@ class Box(Frozen):
         z, y, x = (high - low for low, high in zip(self.low_nm, self.high_nm, strict=True))
         return z, y, x
 
+    def contains(self, other: Box) -> bool:
+        """Whether the other lies inside this one, edges included."""
+        low = zip(self.low_nm, other.low_nm, strict=True)
+        high = zip(self.high_nm, other.high_nm, strict=True)
+        return all(own <= its for own, its in low) and all(own >= its for own, its in high)
+
     def intersects(self, other: Box) -> bool:
         """Whether the two share a volume (touching edges do not count)."""
         pairs = zip(self.low_nm, self.high_nm, other.low_nm, other.high_nm, strict=True)

@@ -90,6 +90,18 @@ class Levels:
             "at least one",
         )
 
+    def first(self) -> tuple[Level, Array]:
+        """The finest level that the metadata name, which must be there."""
+        for path in self._named:
+            if opened := self._open(path):
+                return opened
+            raise MetadataError(
+                f"{self._location} has no {path}, the finest level its metadata name",
+                "labels at their finest",
+                "download it: what coarser levels of labels hold is not told",
+            )
+        raise MetadataError(f"{self._location} names no scale level", "at least one")
+
     def choose(self, scale: str, target_nm: Triple | None) -> tuple[Level, Array]:
         """The level to read: the one named, or by ``auto`` the coarsest not coarser than wanted.
 

@@ -199,7 +199,7 @@ def _writer(path: Path) -> Iterator[IO[bytes]]:
         if path.suffix != ".gz":
             yield raw
             return
-        # No name and no time in the gzip header: the same voxels give the same bytes.
+        # No name and no time in the gzip header: the same crop gives the same bytes.
         with igzip.IGzipFile("", "wb", _DEFLATE_LEVEL, raw, 0) as packed:
             yield cast("IO[bytes]", packed)
 

@@ -127,8 +127,23 @@ class Volume:
         return z, y, x
 
 
+def open_labels(location: str) -> Volume:
+    """Open the labels of a class at their finest level.
+
+    Coarser ones are often decimated, and a majority taken of those loses thin structures.
+
+    Raises
+    ------
+    StoreError, MetadataError
+        They are missing or cannot be read.
+    """
+    group = stores.open_group(location)
+    level, array = Levels(group, location).first()
+    return Volume(location, level, ChunkReader(array), level.grid, dict(group.attrs))
+
+
 def open_volume(location: str, scale: str, target: Triple | None) -> Volume:
-    """Open the level of a multiscale group that ``scale`` names, or that suits the target.
+    """Open the level of a multiscale image that ``scale`` names, or that suits the target.
 
     Raises
     ------

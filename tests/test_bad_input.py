@@ -82,10 +82,10 @@ def only_coarser_raw_on_disk(folder):
     return "fibsem-uint8 has no scale level s0; expected one of s1, s2 or auto"
 
 
-def no_level_on_disk(folder):
-    for level in ("s0", "s1", "s2"):
+def no_finest_labels(folder):
+    for level in ("s0", "s1"):
         shutil.rmtree(folder / CROP / "mito" / level)
-    return r"mito has none of the scale levels its metadata name \(s0, s1, s2\)"
+    return "mito has no s0, the finest level its metadata name; expected labels at their finest"
 
 
 def truncated_raw(folder):
@@ -204,7 +204,7 @@ def attributes_of_another_kind(folder):
 
 BROKEN = [
     unknown_codec, unknown_codec_of_raw, labels_of_floats, a_value_without_meaning,
-    a_chunk_full_of_a_value_without_meaning, no_level_on_disk,
+    a_chunk_full_of_a_value_without_meaning, no_finest_labels,
     only_coarser_raw_on_disk, truncated_raw, empty_raw, corrupt_raw, almost_whole_raw,
     truncated_fortran_order, truncated_zstd, corrupt_zstd, a_chunk_of_another_size,
     truncated_uncompressed, corrupt_gzip, corrupt_gzip_in_fortran_order, a_folder_for_a_chunk,
