@@ -103,7 +103,7 @@ def test_training_shows_its_epochs_while_it_goes_on(first, client):
 
 def test_the_librarys_own_lines_are_in_the_runs_log(first, client):
     _, run = first
-    assert any(line.startswith("phantom-b/crop5 (") for line in client.logs(run))
+    assert any(line.startswith("phantom-b/crop5: ") for line in client.logs(run))
 
 
 def test_the_ui_asks_its_own_server(client):
