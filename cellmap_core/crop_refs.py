@@ -13,6 +13,10 @@ from cellmap_core.provenance import key_of
 SPLITS = ("train", "validate", "test")
 
 
+# Names after which the underscore that parts them from the dataset is the last but our own.
+_PLAIN_CROP = re.compile(r"(?!recon)[^_]+|crop\d+_recon-[^_]+")
+
+
 class CropRef(Frozen):
     """One crop to convert: where it is and what is asked of it; nothing is opened yet.
 
@@ -51,7 +55,8 @@ class CropRef(Frozen):
     def stem(self) -> str:
         """The crop's name in file names, which no other crop has."""
         plain = re.sub(r"[^\w.-]", "-", f"{self.dataset}_{self.crop}")
-        if plain == f"{self.dataset}_{self.crop}" and "_" not in self.crop:
+        unchanged = plain == f"{self.dataset}_{self.crop}"
+        if unchanged and _PLAIN_CROP.fullmatch(self.crop):
             return plain
         # a_b/c and a/b_c, or two names that differ in a space, would be one file.
         return f"{plain}-{key_of(self.dataset, self.crop)[:6]}"

@@ -73,7 +73,7 @@ def test_a_silent_server_does_not_end_what_it_watches(monkeypatch, caplog):
         raise httpx.ConnectError("refused")
 
     monkeypatch.setattr(artifacts, "create_progress_artifact", refused)
-    artifacts.Progress("progress-x", "x").show(0.5, "epoch 1/2")
+    artifacts.Progress("progress-x", "x").show(1.0, "epoch 2/2")
     assert caplog.text.count("progress of x is not shown") == 2
 
 
