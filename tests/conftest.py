@@ -1,7 +1,9 @@
 """Fixtures that every room uses: the phantom, converted once, and the real EM where it is."""
 
+import logging
 import os
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,31 @@ def skip(reason):
     if os.environ.get("AUTO3DSEG_REQUIRE_ALL"):
         pytest.fail(f"required here, but {reason}")
     pytest.skip(reason)
+
+
+@contextmanager
+def s3_bucket(name):
+    """A bucket of a real S3 API server, readable by anyone: its URL, and a way to fill it."""
+    boto3 = pytest.importorskip("boto3")
+    moto = pytest.importorskip("moto.server")
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    url = f"http://{host}:{port}"
+    client = boto3.client(
+        "s3", endpoint_url=url, region_name="us-east-1",
+        aws_access_key_id="x", aws_secret_access_key="x",
+    )  # fmt: skip
+    client.create_bucket(Bucket=name, ACL="public-read")
+
+    def fill(folder):
+        for path in (p for p in folder.rglob("*") if p.is_file()):
+            key = str(path.relative_to(folder))
+            client.upload_file(str(path), name, key, ExtraArgs={"ACL": "public-read"})
+
+    yield url, fill
+    server.stop()
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,5 @@
 """The same crops from an S3 API and from a plain HTTP server, on loopback."""
 
-import logging
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -11,6 +10,7 @@ from cellmap_core import remote
 from cellmap_core.convert import convert
 from cellmap_core.errors import StoreError
 from cellmap_core.options import ConvertOptions
+from tests.conftest import s3_bucket
 
 BUCKET = "cellmap-test"
 
@@ -66,25 +66,9 @@ def http(phantom):
 @pytest.fixture(scope="module")
 def s3(phantom):
     """The phantom in a bucket of a real S3 API server."""
-    boto3 = pytest.importorskip("boto3")
-    moto = pytest.importorskip("moto.server")
-    logging.getLogger("werkzeug").setLevel(logging.WARNING)
-    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    url = f"http://{host}:{port}"
-    client = boto3.client(
-        "s3", endpoint_url=url, region_name="us-east-1",
-        aws_access_key_id="x", aws_secret_access_key="x",
-    )  # fmt: skip
-    # Readable by anyone, as the public bucket is.
-    client.create_bucket(Bucket=BUCKET, ACL="public-read")
-    for path in phantom.parent.rglob("*"):
-        if path.is_file():
-            key = str(path.relative_to(phantom.parent))
-            client.upload_file(str(path), BUCKET, key, ExtraArgs={"ACL": "public-read"})
-    yield url
-    server.stop()
+    with s3_bucket(BUCKET) as (url, fill):
+        fill(phantom.parent)
+        yield url
 
 
 def elsewhere(phantom, root, tmp_path):

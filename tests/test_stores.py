@@ -1,7 +1,6 @@
 """The phantom stored in every way that is read: each gives the files of the untouched one."""
 
 import gzip
-import logging
 import re
 import shutil
 
@@ -15,6 +14,7 @@ from cellmap_core import remote
 from cellmap_core.datalist import read_datalist
 from cellmap_core.label_table import UNKNOWN
 from cellmap_core.nifti import read_volume
+from tests.conftest import s3_bucket
 from tests.test_convert import rows, run
 from tests.test_remote import elsewhere, outputs
 
@@ -309,27 +309,10 @@ def test_a_truncated_chunk_of_v3_fails_its_crop_alone(three, tmp_path):
 @pytest.fixture
 def bucket(monkeypatch):
     """An empty bucket of a real S3 API server: where it is, and a way to fill it."""
-    boto3 = pytest.importorskip("boto3")
-    moto = pytest.importorskip("moto.server")
-    logging.getLogger("werkzeug").setLevel(logging.WARNING)
-    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    client = boto3.client(
-        "s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1",
-        aws_access_key_id="x", aws_secret_access_key="x",
-    )  # fmt: skip
-    client.create_bucket(Bucket=BUCKET, ACL="public-read")
-
-    def fill(folder):
-        for path in (p for p in folder.rglob("*") if p.is_file()):
-            key = str(path.relative_to(folder))
-            client.upload_file(str(path), BUCKET, key, ExtraArgs={"ACL": "public-read"})
-
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    remote._open.cache_clear()
-    yield f"s3://{BUCKET}", fill
-    server.stop()
+    with s3_bucket(BUCKET) as (url, fill):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        remote._open.cache_clear()
+        yield f"s3://{BUCKET}", fill
     remote._open.cache_clear()
 
 
