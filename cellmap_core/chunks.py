@@ -12,7 +12,7 @@ import hashlib
 import itertools
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -145,18 +145,17 @@ class ChunkReader:
         outer = self.array.shards or self.array.chunks
         first = [a // c for a, c in zip(start, outer, strict=True)]
         count = [-(-b // c) - f for b, c, f in zip(stop, outer, first, strict=True)]
-        names = [
-            self._key(tuple(f + i for f, i in zip(first, index, strict=True)))
-            for index in itertools.product(*map(range, count))
-        ]
+        z, y, x = (range(f, f + n) for f, n in zip(first, count, strict=True))
+        rows = [[(i, j, k) for k in x] for i, j in itertools.product(z, y)]
         try:
             if self._folder is not None:
-                marks = _local_marks(self._folder, names, self._whole)
+                marks = [mark for row in rows for mark in self._local_marks(self._folder, row)]
             else:
+                names = [self._key(index) for row in rows for index in row]
                 marks = sync(_far_marks(self.array.store_path.store, names))
             found = np.array(marks, dtype=object).reshape(count)
             if self.array.shards:
-                found = self._within_shards(found, names)
+                found = self._within_shards(found, first)
         except Exception as error:
             if isinstance(error, StoreError) or stores.passing(error):
                 raise
@@ -164,11 +163,13 @@ class ChunkReader:
                 f"{self.array.store_path} cannot be listed ({stores.line(error)})"
             ) from error
         inner = self.chunk_shape
-        z, y, x = (f * (o // i) for f, o, i in zip(first, outer, inner, strict=True))
+        start_chunk = _triple(
+            tuple(f * (o // i) for f, o, i in zip(first, outer, inner, strict=True))
+        )
         # A shard may reach beyond the array; chunks that are wholly there are not missing.
         ends = (-(-n // i) for n, i in zip(self.shape, inner, strict=True))
-        inside = tuple(slice(end - f) for end, f in zip(ends, (z, y, x), strict=True))
-        return Chunks(size=inner, first=(z, y, x), marks=found[inside])
+        inside = tuple(slice(end - f) for end, f in zip(ends, start_chunk, strict=True))
+        return Chunks(size=inner, first=start_chunk, marks=found[inside])
 
     def pieces(self, chunks: Chunks, start: Shape, stop: Shape) -> Iterator[Piece]:
         """What is stored of the block ``start`` to ``stop`` (inside the array), piece by piece.
@@ -213,7 +214,23 @@ class ChunkReader:
     def _key(self, index: tuple[int, ...]) -> str:
         return self._prefix + self._encode(index)
 
-    def _within_shards(self, marks: NDArray[Any], names: list[str]) -> NDArray[Any]:
+    def _local_marks(self, folder: Path, row: list[Shape]) -> list[str | None]:
+        """Digests of the files of neighbours along the last axis, which share a folder.
+
+        A folder that is not there answers for all that would be in it.
+        """
+        if not _is_folder(f"{folder}/{self._key(row[0])}".rpartition("/")[0]):
+            return [None] * len(row)
+        marks: list[str | None] = []
+        for index in row:
+            path = f"{folder}/{self._key(index)}"
+            stored = _bytes(path)
+            if stored is not None:
+                self._whole(stored, path)
+            marks.append(None if stored is None else hashlib.sha256(stored).hexdigest())
+        return marks
+
+    def _within_shards(self, marks: NDArray[Any], first: list[int]) -> NDArray[Any]:
         """Marks of the inner chunks, from the index of each shard."""
         shards, chunks = self.array.shards or (), self.array.chunks
         inner = [s // c for s, c in zip(shards, chunks, strict=True)]
@@ -221,13 +238,14 @@ class ChunkReader:
         codec = getattr(self.array.metadata, "codecs", (None,))[0]
         if not isinstance(codec, ShardingCodec):
             return result  # A shard that is there then counts whole.
-        held = [name for name, mark in zip(names, marks.ravel(), strict=True) if mark is not None]
+        places = np.argwhere(marks != None).tolist()  # noqa: E711 - element by element
+        held = [self._key(tuple(f + i for f, i in zip(first, p, strict=True))) for p in places]
         entries = int(np.prod(inner))
         size = 16 * entries + _CHECKSUM_BYTES * (len(codec.index_codecs) - 1)
         at_end = codec.index_location.value == "end"
         where = SuffixByteRequest(size) if at_end else RangeByteRequest(0, size)
         found = iter(sync(_parts(self.array.store_path.store, held, where)))
-        for place in np.argwhere(marks != None).tolist():  # noqa: E711 - element by element
+        for place in places:
             index = np.frombuffer(next(found), "<u8", 2 * entries).reshape(*inner, 2)
             part = tuple(slice(p * n, (p + 1) * n) for p, n in zip(place, inner, strict=True))
             result[part][index[..., 0] == _EMPTY_ENTRY] = None
@@ -237,24 +255,6 @@ class ChunkReader:
 def _triple(values: tuple[int, ...]) -> Shape:
     z, y, x = values
     return z, y, x
-
-
-def _local_marks(
-    folder: Path, names: list[str], check: Callable[[bytes, str], None]
-) -> list[str | None]:
-    """Digests of files; a folder that is not there answers for all that would be in it."""
-    there: dict[str, bool] = {}
-    marks: list[str | None] = []
-    for name in names:
-        path = f"{folder}/{name}"
-        parent = path.rpartition("/")[0]
-        if parent not in there:
-            there[parent] = _is_folder(parent)
-        stored = _bytes(path) if there[parent] else None
-        if stored is not None:
-            check(stored, path)
-        marks.append(None if stored is None else hashlib.sha256(stored).hexdigest())
-    return marks
 
 
 def _any_bytes(_stored: bytes, _path: str) -> None:

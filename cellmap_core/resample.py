@@ -358,6 +358,7 @@ def _top(values: NDArray[Any]) -> int:
     return max(1, int(values.max(initial=0)), -int(values.min(initial=0)))
 
 
+@lru_cache(maxsize=256)
 def _holds(top: int, dtype: np.dtype[Any]) -> np.dtype[Any]:
     """A type for sums up to ``top`` of values of ``dtype``."""
     if dtype.kind not in "uib":

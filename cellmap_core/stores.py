@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from zarr.core.sync import sync
 from zarr.errors import GroupNotFoundError
 
-from cellmap_core import remote
+from cellmap_core import local_v2, remote
 from cellmap_core.errors import CellmapError, MetadataError, StoreError, may_pass
 from cellmap_core.grid import Shape
 
@@ -40,7 +40,8 @@ def open_group(location: str) -> zarr.Group:
         _require(Path(location))
     try:
         if far is None:
-            return zarr.open_group(location, mode="r")
+            plain = local_v2.open_group(location)
+            return zarr.open_group(location, mode="r") if plain is None else plain
         return zarr.open_group(far[0], path=far[1], mode="r")
     except PermissionError as error:
         raise StoreError(f"{location} may not be read", "read permission") from error
@@ -59,7 +60,8 @@ def open_group(location: str) -> zarr.Group:
 def find_array(group: zarr.Group, location: str, name: str) -> Array | None:
     """The array ``name`` of a group, or None; ``location`` is the group's, for messages."""
     try:
-        node = group[name]
+        plain = local_v2.find_array(group, name)
+        node: Any = group[name] if plain is None else plain
     except KeyError:
         return None
     except PermissionError as error:
