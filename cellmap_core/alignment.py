@@ -7,12 +7,17 @@ paired with the wrong place show their best place elsewhere, or none. The cross-
 over all shifts is the classic registration by edges (Canny's gradient magnitude, and
 darkness against the surroundings for lines), computed with the fast Fourier transform.
 
+Planes of the three orientations show in a tenth of a second that labels are in place. Where
+they do not, a block of the crop's middle is correlated in all three dimensions: of a shift
+along several axes a plane sees its own two alone, the block sees all.
+
 A false alarm costs the trust in every later one: ``shifted`` needs one sharp peak that no
 other shift comes near.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -24,7 +29,7 @@ from cellmap_core.boundaries import ClassBits, boundaries, edge_strength
 from cellmap_core.grid import Triple
 from cellmap_core.label_table import States
 from cellmap_core.models import Frozen
-from cellmap_core.sample import Plane
+from cellmap_core.sample import Block, Plane
 
 Verdict = Literal["aligned", "shifted", "unclear", "unlabelled"]
 
@@ -48,6 +53,11 @@ _MAX_ANISOTROPY = 3.0
 # Fewer boundary voxels than these (about one small vesicle in each plane) tell nothing.
 _MIN_BOUNDARY = 300.0
 _MIN_SHIFTS = 100
+# A block has as many independent shifts as voxels in reach, so that chance comes higher; it has
+# to be wide enough that a shift leaves most of it, and to hold more boundary.
+_MIN_BLOCK_PROMINENCE = 6.5
+_MIN_BLOCK_VOX = 3 * REACH_VOX
+_MIN_BLOCK_BOUNDARY = 3000.0
 
 _Map = NDArray[np.float64]
 
@@ -94,7 +104,12 @@ class Alignment(Frozen):
         return self.verdict
 
 
-def alignment(planes: Sequence[Plane], states: Sequence[States], voxel_nm: Triple) -> Alignment:
+def alignment(
+    planes: Sequence[Plane],
+    states: Sequence[States],
+    voxel_nm: Triple,
+    block: Block | None = None,
+) -> Alignment:
     """Find whether the labels are shifted against the image.
 
     Parameters
@@ -105,73 +120,103 @@ def alignment(planes: Sequence[Plane], states: Sequence[States], voxel_nm: Tripl
         The state of each class (ABSENT, PRESENT or UNKNOWN) by code.
     voxel_nm : tuple of float
         Voxel size (z, y, x).
+    block : Block or None
+        The middle of the crop, looked at where the planes do not find the labels in place.
     """
     labelled = [p for p in planes if p.codes is not None]
     # A crop without labels has no states either.
     table = ClassBits(states) if labelled else None
     if table is None or not any(table.any_known(np.asarray(p.codes)) for p in labelled):
         return Alignment(verdict="unlabelled")
-    used = [p for p in labelled if _isotropic(p.axis, voxel_nm)]
-    tallies = [_tally([p for p in used if p.axis == axis], table) for axis in range(3)]
-    present = [(axis, *tally) for axis, tally in enumerate(tallies) if tally is not None]
-    if not present or max(count.max() for _, _, count in present) < _MIN_BOUNDARY:
+    told = _by_planes(labelled, table, voxel_nm)
+    if told.verdict != "aligned" and block is not None and _isotropic(voxel_nm):
+        closer = _by_block(block, table, voxel_nm)
+        return told if closer.verdict == "unclear" else closer
+    return told
+
+
+def _by_planes(planes: Sequence[Plane], table: ClassBits, voxel_nm: Triple) -> Alignment:
+    """The verdict of planes, each of which sees shifts along its own two axes."""
+    total: Any = 0
+    count: Any = 0
+    most, axes = 0.0, set[int]()
+    for axis in range(3):
+        inside = [a for a in range(3) if a != axis]
+        if not _isotropic([voxel_nm[a] for a in inside]):
+            continue
+        windows = [(p.image, np.asarray(p.codes)) for p in planes if p.axis == axis]
+        strength, number = _tally(windows, table)
+        # The same for any shift off the plane.
+        total = total + np.expand_dims(strength, axis)
+        count = count + np.expand_dims(number, axis)
+        if number.any():
+            most, axes = max(most, float(number.max())), axes.union(inside)
+    if most < _MIN_BOUNDARY:
         return Alignment(verdict="unclear")
-    axes = "".join(n for a, n in enumerate("zyx") if any(axis != a for axis, _, _ in present))
-    total = sum(_spread_out(axis, strength) for axis, strength, _ in present)
-    count = sum(_spread_out(axis, number) for axis, _, number in present)
-    return _judge(total / np.maximum(count, 1), voxel_nm, axes)
+    names = "".join("zyx"[a] for a in sorted(axes))
+    return _judge(total / np.maximum(count, 1), voxel_nm, names)
 
 
-def _isotropic(axis: int, voxel_nm: Triple) -> bool:
-    row, column = (v for a, v in enumerate(voxel_nm) if a != axis)
-    return max(row, column) <= _MAX_ANISOTROPY * min(row, column)
+def _by_block(block: Block, table: ClassBits, voxel_nm: Triple) -> Alignment:
+    """The verdict of a block, which sees shifts along all axes at once."""
+    if block.codes is None or min(block.codes.shape) < _MIN_BLOCK_VOX:
+        return Alignment(verdict="unclear")
+    strength, number = _tally([(block.image, block.codes)], table)
+    if number.max() < _MIN_BLOCK_BOUNDARY:
+        return Alignment(verdict="unclear")
+    return _judge(strength / np.maximum(number, 1), voxel_nm, "zyx", _MIN_BLOCK_PROMINENCE)
 
 
-def _tally(planes: Sequence[Plane], table: ClassBits) -> tuple[_Map, _Map] | None:
-    """Sum of edge strength under the shifted boundaries, and their number, by in-plane shift.
+def _isotropic(voxel_nm: Sequence[float]) -> bool:
+    return max(voxel_nm) <= _MAX_ANISOTROPY * min(voxel_nm)
 
-    All planes are of one orientation and shape. A boundary shifted out of its plane does not
-    count. Both maps have shape (2·reach + 1) along each axis, no shift in the middle.
+
+def _tally(
+    windows: Sequence[tuple[NDArray[Any], NDArray[Any]]], table: ClassBits
+) -> tuple[_Map, _Map]:
+    """Sum of edge strength under the shifted boundaries, and their number, by shift.
+
+    The windows (image, codes) are planes or blocks, all of one shape. A boundary shifted out
+    of its window does not count. Both maps have shape (2·reach + 1) along each axis, no shift
+    in the middle.
     """
-    if not planes:
-        return None
-    shape = planes[0].image.shape
+    shape = windows[0][0].shape
     reach = [min(REACH_VOX, n // 3) for n in shape]
     padded = [fft.next_fast_len(n + r, real=True) for n, r in zip(shape, reach, strict=True)]
     spectrum: Any = 0
     number = np.zeros(shape)
-    for plane in planes:
-        touched = boundaries(np.asarray(plane.codes), table)
+    for image, codes in windows:
+        touched = boundaries(codes, table)
         if touched.any():
-            edges = fft.rfft2(edge_strength(plane.image), padded)
-            spectrum = spectrum + edges * np.conj(fft.rfft2(touched, padded))
+            edges = fft.rfftn(edge_strength(image), padded)
+            spectrum = spectrum + edges * np.conj(fft.rfftn(touched, padded))
             number += touched
     if not number.any():
-        return None
-    product = np.roll(fft.irfft2(spectrum, padded), reach, (0, 1))
-    window = product[: 2 * reach[0] + 1, : 2 * reach[1] + 1]
+        nothing = np.zeros([2 * r + 1 for r in reach])
+        return nothing, nothing
+    product = np.roll(fft.irfftn(spectrum, padded), reach, range(len(shape)))
+    window = product[tuple(slice(2 * r + 1) for r in reach)]
     return window.astype(np.float64), _staying(number, reach)
 
 
 def _staying(number: _Map, reach: Sequence[int]) -> _Map:
-    """How much of ``number`` stays inside the plane, by shift (from a summed-area table)."""
-    area = np.pad(number.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
-    low, high = [], []
-    for n, r in zip(number.shape, reach, strict=True):
+    """How much of ``number`` stays inside the window, by shift (from a summed-area table)."""
+    area = np.pad(number, [(1, 0)] * number.ndim)
+    ends = []
+    for axis, (n, r) in enumerate(zip(number.shape, reach, strict=True)):
+        area = area.cumsum(axis)
         shift = np.arange(-r, r + 1)
-        low.append(np.maximum(0, -shift))
-        high.append(np.minimum(n, n - shift))
-    inside = area[np.ix_(high[0], high[1])] + area[np.ix_(low[0], low[1])]
-    outside: _Map = area[np.ix_(high[0], low[1])] + area[np.ix_(low[0], high[1])]
-    return np.asarray(inside - outside)
+        ends.append((np.minimum(n, n - shift), np.maximum(0, -shift)))
+    result: _Map = np.zeros([2 * r + 1 for r in reach])
+    for corner in itertools.product((0, 1), repeat=number.ndim):
+        part = area[np.ix_(*(end[side] for end, side in zip(ends, corner, strict=True)))]
+        result += -part if sum(corner) % 2 else part
+    return result
 
 
-def _spread_out(axis: int, flat: _Map) -> _Map:
-    """A map of in-plane shifts as one of 3-D shifts: the same for any shift off the plane."""
-    return np.expand_dims(flat, axis)
-
-
-def _judge(score: _Map, voxel_nm: Triple, axes: str) -> Alignment:
+def _judge(
+    score: _Map, voxel_nm: Triple, axes: str, min_prominence: float = _MIN_PROMINENCE
+) -> Alignment:
     """The verdict from the mean edge strength by 3-D shift (no shift in the middle)."""
     middle = tuple(n // 2 for n in score.shape)
     best = tuple(int(i) for i in np.unravel_index(int(score.argmax()), score.shape))
@@ -191,7 +236,7 @@ def _judge(score: _Map, voxel_nm: Triple, axes: str) -> Alignment:
         margin=1 - rival / height if height > 0 else 0.0,
         axes=axes,
     )
-    sharp = told.prominence >= _MIN_PROMINENCE and told.margin >= 1 - _MAX_RIVAL
+    sharp = told.prominence >= min_prominence and told.margin >= 1 - _MAX_RIVAL
     if score.size < _MIN_SHIFTS or height < _MIN_HEIGHT or not sharp:
         return told
     if max(abs(s) for s in shift) <= _TOLERANCE_VOX:

@@ -1,4 +1,4 @@
-"""Where the classes of a plane end, and where its image has edges."""
+"""Where the classes of a plane or a block end, and where its image has edges."""
 
 from __future__ import annotations
 
@@ -55,42 +55,54 @@ def _packed(flags: NDArray[np.bool_]) -> NDArray[np.uint64]:
 
 
 def boundaries(codes: NDArray[Any], table: ClassBits) -> _Float:
-    """How many class boundaries touch each voxel of a plane (rows, columns).
+    """How many class boundaries touch each voxel of a plane or block.
 
     A boundary lies between two neighbours where some class, known in both, is present in
     one and absent in the other; it counts for both, so that it has no side.
     """
     touched = np.zeros(codes.shape, np.float32)
-    for axis in (0, 1):
-        low, high = (codes[:-1], codes[1:]) if axis == 0 else (codes[:, :-1], codes[:, 1:])
-        rows, columns = np.nonzero(low != high)
-        differs = table.differ(low[rows, columns], high[rows, columns])
-        rows, columns = rows[differs], columns[differs]
+    for axis in range(codes.ndim):
+        before, after = _along(axis, codes.ndim, slice(-1), slice(1, None))
+        low, high = codes[before], codes[after]
+        places = np.nonzero(low != high)
+        differs = table.differ(low[places], high[places])
+        places = tuple(place[differs] for place in places)
         # A place occurs once an axis: plain indexing adds right.
-        touched[rows, columns] += 1
-        touched[rows + (axis == 0), columns + (axis == 1)] += 1
+        touched[before][places] += 1
+        touched[after][places] += 1
     return touched
 
 
 def edge_strength(image: NDArray[Any]) -> _Float:
-    """Edges and dark lines of a plane, with mean 0 and deviation 1 over it.
+    """Edges and dark lines of a plane or block, with mean 0 and deviation 1 over it.
 
     The gradient magnitude of the image at a Gaussian of 1 voxel, which sees the faces of an
-    organelle, plus how much darker a voxel is than the 9 × 9 around it, which sees
-    membranes as thin as a voxel; each standardised, outliers cut.
+    organelle, plus how much darker a voxel is than the 9 voxels around it along each axis,
+    which sees membranes as thin as a voxel; each standardised, outliers cut.
     """
     smooth = ndimage.gaussian_filter(image.astype(np.float32), 1.0, mode="nearest", truncate=3.0)
     padded = np.pad(smooth, 1, mode="edge")
-    down, across = padded[2:, 1:-1] - padded[:-2, 1:-1], padded[1:-1, 2:] - padded[1:-1, :-2]
-    gradient = np.sqrt(down * down + across * across)
+    squares = np.zeros_like(smooth)
+    for axis in range(smooth.ndim):
+        before, after = _along(axis, smooth.ndim, slice(-2), slice(2, None), slice(1, -1))
+        step = padded[after] - padded[before]
+        squares += step * step
     around = ndimage.uniform_filter(smooth, 9, mode="nearest")
-    both = _standardised(gradient) + _standardised(around - smooth)
+    both = _standardised(np.sqrt(squares)) + _standardised(around - smooth)
     return _scaled(both - both.mean())
+
+
+def _along(axis: int, axes: int, low: slice, high: slice, rest: slice = slice(None)) -> Any:
+    """Two cuts of an array that differ along one axis."""
+    one, other = [rest] * axes, [rest] * axes
+    one[axis], other[axis] = low, high
+    return tuple(one), tuple(other)
 
 
 def _standardised(values: _Float) -> _Float:
     # Every fourth voxel tells the quantiles well enough, in a sixteenth of the time.
-    low, high = np.percentile(values[::4, ::4], (2, 98))
+    some = values[(slice(None, None, 4),) * values.ndim]
+    low, high = np.percentile(some, (2, 98))
     cut = np.clip(values, low, high)
     return _scaled(cut - cut.mean())
 

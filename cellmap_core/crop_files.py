@@ -26,13 +26,13 @@ from cellmap_core.models import Frozen
 from cellmap_core.options import ConvertOptions
 from cellmap_core.provenance import key_of, read_receipt, write_bytes, write_receipt
 from cellmap_core.report.crop_pictures import crop_picture, thumbnail
-from cellmap_core.sample import Plane, Sampler, thinned
+from cellmap_core.sample import Sampler, thinned, thinned_block
 from cellmap_core.slabs import z_slabs
 
 logger = logging.getLogger(__name__)
 
 # Part of every key: raise it when the same inputs would give other files.
-_FORMAT = 4
+_FORMAT = 5
 # Before what may pass (I/O, a connection) is tried again.
 _PAUSES_SECONDS = (1, 5)
 
@@ -250,14 +250,14 @@ def _write_crop(crop: Crop, classes: tuple[str, ...], paths: CropPaths) -> _Made
         )
         nifti.write_slabs(paths.coded, crop.grid, CODE_DTYPE, _seen_by(sampler.codes, codes))
     planes, voxel_nm = sampler.planes(), crop.grid.voxel_nm
-    found = _alignment(crop, planes, coder.seen)
+    found = _alignment(crop, sampler, coder.seen)
     picture = crop_picture(planes, coder.seen, classes, voxel_nm, crop.ref.name, found)
     write_bytes(paths.picture, picture)
     write_bytes(paths.thumbnail, thumbnail(planes, coder.seen, classes, voxel_nm))
     return _Made(seen=coder.seen, alignment=found)
 
 
-def _alignment(crop: Crop, planes: Sequence[Plane], seen: Sequence[States]) -> Alignment:
+def _alignment(crop: Crop, sampler: Sampler, seen: Sequence[States]) -> Alignment:
     """Whether the labels lie on the EM, judged at voxels no finer than the EM's own.
 
     What was interpolated has no finer edges, only fewer of them in reach.
@@ -266,7 +266,8 @@ def _alignment(crop: Crop, planes: Sequence[Plane], seen: Sequence[States]) -> A
     raw = zip(crop.raw.level.grid.voxel_nm, voxel_nm, strict=True)
     z, y, x = (max(1, round(own / made)) for own, made in raw)
     coarse = (voxel_nm[0] * z, voxel_nm[1] * y, voxel_nm[2] * x)
-    return alignment(thinned(planes, (z, y, x)), seen, coarse)
+    planes, block = thinned(sampler.planes(), (z, y, x)), thinned_block(sampler.block(), (z, y, x))
+    return alignment(planes, seen, coarse, block)
 
 
 def _seen_by(

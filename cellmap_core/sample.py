@@ -1,7 +1,8 @@
-"""A few planes of a volume, kept while it streams by.
+"""A few planes and the middle of a volume, kept while it streams by.
 
 A crop is written section by section and never held whole; a picture of it and the check of
-its alignment need some planes of each orientation. The sampler copies those and nothing else.
+its alignment need some planes of each orientation, and at times a block. The sampler copies
+those and nothing else.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from cellmap_core.grid import Shape
 PLANES_PER_AXIS = 7
 #: Largest extent of a kept plane along each of its axes, in voxels.
 WINDOW_VOX = 512
+#: Largest extent of the kept block along each axis, in voxels.
+BLOCK_VOX = 128
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,11 +50,19 @@ class Plane:
     codes: NDArray[Any] | None = None
 
 
-class Sampler:
-    """Sees a volume go by in consecutive z slabs and keeps a few planes of it.
+@dataclass(frozen=True, eq=False)
+class Block:
+    """The middle of a crop: image (z, y, x) and coded labels, None where it has none."""
 
-    Memory is bounded by ``3 · PLANES_PER_AXIS · WINDOW_VOX²`` voxels of image and of codes,
-    whatever the size of the volume.
+    image: NDArray[Any]
+    codes: NDArray[Any] | None = None
+
+
+class Sampler:
+    """Sees a volume go by in consecutive z slabs and keeps a few planes and the middle of it.
+
+    Memory is bounded by ``3 · PLANES_PER_AXIS · WINDOW_VOX² + BLOCK_VOX³`` voxels of image
+    and of codes, whatever the size of the volume.
 
     Parameters
     ----------
@@ -62,7 +73,8 @@ class Sampler:
     def __init__(self, shape_vox: Shape) -> None:
         self._shape = shape_vox
         self._kept = tuple(_spread(n) for n in shape_vox)
-        self._windows = tuple(_window(n) for n in shape_vox)
+        self._windows = tuple(_window(n, WINDOW_VOX) for n in shape_vox)
+        self._middle = tuple(_window(n, BLOCK_VOX) for n in shape_vox)
         self._image = _Pass("image")
         self._codes = _Pass("labels")
 
@@ -82,9 +94,7 @@ class Sampler:
         CellmapError
             Sections are missing.
         """
-        self._require_whole(self._image)
-        if self._codes.seen:
-            self._require_whole(self._codes)
+        self._require_whole()
         return tuple(
             Plane(
                 axis=axis,
@@ -96,6 +106,17 @@ class Sampler:
             for (axis, index), image in self._image.planes.items()
         )
 
+    def block(self) -> Block:
+        """The middle of the volume.
+
+        Raises
+        ------
+        CellmapError
+            Sections are missing.
+        """
+        self._require_whole()
+        return Block(np.asarray(self._image.block), self._codes.block)
+
     def _see(self, seen: _Pass, z: int, slab: NDArray[Any]) -> None:
         depth = self._shape[0]
         if z != seen.seen or z + len(slab) > depth or slab.shape[1:] != self._shape[1:]:
@@ -103,28 +124,20 @@ class Sampler:
                 f"{seen.what}: sections {z} to {z + len(slab)} of shape {slab.shape[1:]}",
                 f"sections from {seen.seen} on, of a volume {self._shape}",
             )
-        if not seen.planes:
+        if seen.block is None:
             seen.planes = self._empty(slab.dtype)
+            seen.block = np.empty([w.stop - w.start for w in self._middle], slab.dtype)
         for (axis, index), plane in seen.planes.items():
             if axis == 0:
                 if z <= index < z + len(slab):
                     plane[:] = slab[index - z, self._windows[1], self._windows[2]]
             else:
-                self._copy_rows(plane, slab, z, axis, index)
+                _, y, x = self._windows
+                cut = slab[:, index, x] if axis == 1 else slab[:, y, index]
+                _copy_sections(plane, cut, z, self._windows[0])
+        _, y, x = self._middle
+        _copy_sections(seen.block, slab[:, y, x], z, self._middle[0])
         seen.seen += len(slab)
-
-    def _copy_rows(
-        self, plane: NDArray[Any], slab: NDArray[Any], z: int, axis: int, index: int
-    ) -> None:
-        """Copy the sections of the slab that lie in the window of a plane along z."""
-        window = self._windows[0]
-        low, high = max(z, window.start), min(z + len(slab), window.stop)
-        if low < high:
-            rows = slab[low - z : high - z]
-            cut = (
-                rows[:, index, self._windows[2]] if axis == 1 else rows[:, self._windows[1], index]
-            )
-            plane[low - window.start : high - window.start] = cut
 
     def _empty(self, dtype: np.dtype[Any]) -> dict[tuple[int, int], NDArray[Any]]:
         sizes = [w.stop - w.start for w in self._windows]
@@ -138,11 +151,13 @@ class Sampler:
         rows, columns = (w.start for a, w in enumerate(self._windows) if a != axis)
         return rows, columns
 
-    def _require_whole(self, seen: _Pass) -> None:
-        if seen.seen != self._shape[0]:
-            raise CellmapError(
-                f"{seen.what}: {seen.seen} sections seen", f"all {self._shape[0]} of the crop"
-            )
+    def _require_whole(self) -> None:
+        for seen in (self._image, self._codes):
+            labels_there = seen is self._image or seen.seen
+            if labels_there and seen.seen != self._shape[0]:
+                raise CellmapError(
+                    f"{seen.what}: {seen.seen} sections seen", f"all {self._shape[0]} of the crop"
+                )
 
 
 def thinned(planes: Sequence[Plane], steps: Shape) -> tuple[Plane, ...]:
@@ -162,13 +177,27 @@ def thinned(planes: Sequence[Plane], steps: Shape) -> tuple[Plane, ...]:
     return tuple(result)
 
 
+def thinned_block(block: Block, steps: Shape) -> Block:
+    """The block with every ``steps``-th voxel along z, y and x."""
+    every = tuple(slice(None, None, step) for step in steps)
+    return Block(block.image[every], None if block.codes is None else block.codes[every])
+
+
 class _Pass:
-    """What one pass over the volume has kept so far: planes by axis and place."""
+    """What one pass over the volume has kept so far: planes by axis and place, the middle."""
 
     def __init__(self, what: str) -> None:
         self.what = what
         self.seen = 0
         self.planes: dict[tuple[int, int], NDArray[Any]] = {}
+        self.block: NDArray[Any] | None = None
+
+
+def _copy_sections(kept: NDArray[Any], slab: NDArray[Any], z: int, window: slice) -> None:
+    """Copy those sections ``z …`` of a slab that lie in the window."""
+    low, high = max(z, window.start), min(z + len(slab), window.stop)
+    if low < high:
+        kept[low - window.start : high - window.start] = slab[low - z : high - z]
 
 
 def _spread(n: int) -> tuple[int, ...]:
@@ -177,7 +206,7 @@ def _spread(n: int) -> tuple[int, ...]:
     return tuple(sorted({n * i // parts for i in range(1, parts)}))
 
 
-def _window(n: int) -> slice:
-    size = min(n, WINDOW_VOX)
+def _window(n: int, largest: int) -> slice:
+    size = min(n, largest)
     start = (n - size) // 2
     return slice(start, start + size)

@@ -23,7 +23,8 @@ def judged(image, codes, states, voxel_nm=VOXEL):
     sampler.image(0, image)
     if codes is not None:
         sampler.codes(0, codes)
-    return alignment(sampler.planes(), [tuple(row) for row in np.asarray(states)], voxel_nm)
+    states = [tuple(row) for row in np.asarray(states)]
+    return alignment(sampler.planes(), states, voxel_nm, sampler.block())
 
 
 def crops(result):
@@ -86,7 +87,10 @@ def organelles():
     return image.astype(np.uint8), codes, [(ABSENT, ABSENT), (PRESENT, ABSENT), (PRESENT, PRESENT)]
 
 
-@pytest.mark.parametrize("shift", [*single_shifts(4, 9), (5, -4, 0), (0, 3, 4)])
+OBLIQUE = [(5, -4, 0), (0, 3, 4), (8, -6, 0), (-7, 7, 9), (0, 12, -11), (10, 9, -8)]
+
+
+@pytest.mark.parametrize("shift", [*single_shifts(4, 9), *OBLIQUE])
 def test_amount_and_sign_of_a_shift(organelles, shift):
     image, codes, states = organelles
     assert_found(judged(image, rolled(codes, shift), states), shift, VOXEL, "organelles")
