@@ -27,7 +27,7 @@ from scipy import fft
 
 from cellmap_core.boundaries import ClassBits, boundaries, edge_strength
 from cellmap_core.grid import Triple
-from cellmap_core.label_table import States
+from cellmap_core.label_table import UNKNOWN, States
 from cellmap_core.models import Frozen
 from cellmap_core.sample import Block, Plane
 
@@ -50,6 +50,10 @@ _MIN_HEIGHT = 0.25
 _MAX_AT_ZERO = 0.8
 # Voxels this unequal are sections of a knife: one does not continue the other's edges.
 _MAX_ANISOTROPY = 3.0
+# Of a shift that leaves fewer of the boundaries than this in sight chance says too much.
+_MIN_STAYING = 0.5
+# Labels drawn too large fit as well moved the other way; what is shifted does not.
+_MAX_OPPOSITE = 0.5
 # Fewer boundary voxels than these (about one small vesicle in each plane) tell nothing.
 _MIN_BOUNDARY = 300.0
 _MIN_SHIFTS = 100
@@ -117,17 +121,16 @@ def alignment(
     planes : sequence of Plane
         Of all three orientations, as a ``Sampler`` keeps them.
     states : sequence of tuple of int
-        The state of each class (ABSENT, PRESENT or UNKNOWN) by code.
+        The state of each class (ABSENT, PRESENT or UNKNOWN) by code, of the codes in the crop.
     voxel_nm : tuple of float
         Voxel size (z, y, x).
     block : Block or None
         The middle of the crop, looked at where the planes do not find the labels in place.
     """
     labelled = [p for p in planes if p.codes is not None]
-    # A crop without labels has no states either.
-    table = ClassBits(states) if labelled else None
-    if table is None or not any(table.any_known(np.asarray(p.codes)) for p in labelled):
+    if not labelled or not any(s != UNKNOWN for row in states for s in row):
         return Alignment(verdict="unlabelled")
+    table = ClassBits(states)
     told = _by_planes(labelled, table, voxel_nm)
     if told.verdict != "aligned" and block is not None and _isotropic(voxel_nm):
         closer = _by_block(block, table, voxel_nm)
@@ -154,7 +157,7 @@ def _by_planes(planes: Sequence[Plane], table: ClassBits, voxel_nm: Triple) -> A
     if most < _MIN_BOUNDARY:
         return Alignment(verdict="unclear")
     names = "".join("zyx"[a] for a in sorted(axes))
-    return _judge(total / np.maximum(count, 1), voxel_nm, names)
+    return _judge(total, count, voxel_nm, names)
 
 
 def _by_block(block: Block, table: ClassBits, voxel_nm: Triple) -> Alignment:
@@ -164,7 +167,7 @@ def _by_block(block: Block, table: ClassBits, voxel_nm: Triple) -> Alignment:
     strength, number = _tally([(block.image, block.codes)], table)
     if number.max() < _MIN_BLOCK_BOUNDARY:
         return Alignment(verdict="unclear")
-    return _judge(strength / np.maximum(number, 1), voxel_nm, "zyx", _MIN_BLOCK_PROMINENCE)
+    return _judge(strength, number, voxel_nm, "zyx", _MIN_BLOCK_PROMINENCE)
 
 
 def _isotropic(voxel_nm: Sequence[float]) -> bool:
@@ -215,15 +218,24 @@ def _staying(number: _Map, reach: Sequence[int]) -> _Map:
 
 
 def _judge(
-    score: _Map, voxel_nm: Triple, axes: str, min_prominence: float = _MIN_PROMINENCE
+    strength: _Map,
+    number: _Map,
+    voxel_nm: Triple,
+    axes: str,
+    min_prominence: float = _MIN_PROMINENCE,
 ) -> Alignment:
-    """The verdict from the mean edge strength by 3-D shift (no shift in the middle)."""
+    """The verdict from edge strength and number of boundaries by 3-D shift (none in the middle)."""
+    # Of fewer boundaries the mean scatters more: weighted so, all shifts scatter alike.
+    weight = np.sqrt(number / number.max())
+    seen = number >= _MIN_STAYING * number.max()
+    score = strength / np.maximum(number, 1) * weight
+    score[~seen] = np.median(score[seen])
     middle = tuple(n // 2 for n in score.shape)
     best = tuple(int(i) for i in np.unravel_index(int(score.argmax()), score.shape))
     # Boundaries and labels move oppositely: the boundaries belong where the labels are not.
     shift = tuple(m - b for m, b in zip(middle, best, strict=True))
-    level = float(np.median(score))
-    deviation = 1.4826 * float(np.median(np.abs(score - level)))
+    level = float(np.median(score[seen]))
+    deviation = 1.4826 * float(np.median(np.abs(score[seen] - level)))
     height = float(score[best]) - level
     others = score.copy()
     others[tuple(slice(max(0, b - _PEAK_VOX), b + _PEAK_VOX + 1) for b in best)] = level
@@ -241,7 +253,10 @@ def _judge(
         return told
     if max(abs(s) for s in shift) <= _TOLERANCE_VOX:
         return told.model_copy(update={"verdict": "aligned"})
+    opposite = tuple(2 * m - b for m, b in zip(middle, best, strict=True))
     if told.score_zero - level > _MAX_AT_ZERO * height:
+        return told
+    if float(score[opposite]) - level > _MAX_OPPOSITE * height:
         return told
     z, y, x = (s * v for s, v in zip(shift, voxel_nm, strict=True))
     return told.model_copy(update={"verdict": "shifted", "shift_nm": (z, y, x)})

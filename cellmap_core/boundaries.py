@@ -31,11 +31,6 @@ class ClassBits:
         self._known = _packed(table != UNKNOWN)
         self._present = _packed(table == PRESENT)
 
-    def any_known(self, codes: NDArray[Any]) -> bool:
-        """Whether any class is known at any voxel."""
-        known: NDArray[np.bool_] = np.bitwise_or.reduce(self._known, axis=0) != 0
-        return bool(known[codes].any())
-
     def differ(self, one: NDArray[Any], other: NDArray[Any]) -> NDArray[np.bool_]:
         """Whether some class, known in both, is present in one code and absent in the other."""
         differs = np.zeros(one.shape, bool)
@@ -80,7 +75,8 @@ def edge_strength(image: NDArray[Any]) -> _Float:
     organelle, plus how much darker a voxel is than the 9 voxels around it along each axis,
     which sees membranes as thin as a voxel; each standardised, outliers cut.
     """
-    smooth = ndimage.gaussian_filter(image.astype(np.float32), 1.0, mode="nearest", truncate=3.0)
+    grey = _grey(image)
+    smooth = ndimage.gaussian_filter(grey, 1.0, mode="nearest", truncate=3.0)
     padded = np.pad(smooth, 1, mode="edge")
     squares = np.zeros_like(smooth)
     for axis in range(smooth.ndim):
@@ -90,6 +86,18 @@ def edge_strength(image: NDArray[Any]) -> _Float:
     around = ndimage.uniform_filter(smooth, 9, mode="nearest")
     both = _standardised(np.sqrt(squares)) + _standardised(around - smooth)
     return _scaled(both - both.mean())
+
+
+def _grey(image: NDArray[Any]) -> _Float:
+    """The image as floats; of a floating one, whose unit may be anything, 256 grey values."""
+    if image.dtype.kind != "f":
+        return image.astype(np.float32)
+    some = image[(slice(None, None, 4),) * image.ndim]
+    low, high = (float(v) for v in np.percentile(some, (0.5, 99.5)))
+    if not high > low:
+        return np.zeros(image.shape, np.float32)
+    grey: _Float = (255 * ((np.clip(image, low, high) - low) / (high - low))).astype(np.float32)
+    return grey
 
 
 def _along(axis: int, axes: int, low: slice, high: slice, rest: slice = slice(None)) -> Any:

@@ -247,7 +247,7 @@ def _class_arrays(
     group = stores.open_group(ref.labels)
     wanted = {part for name in (*classes, *ref.classes) for part in (name, *UNIONS.get(name, ()))}
     stored = tuple(n for n in stores.children(group, sorted(wanted)) if n != "all")
-    named = annotation.class_names(dict(group.attrs))
+    named = annotation.class_names(stores.attributes(group, ref.labels))
     for name in ref.classes:
         if name not in stored and not _parts(name, stored):
             raise AnnotationError(
@@ -275,7 +275,7 @@ def _parts(name: str, stored: Sequence[str]) -> tuple[str, ...]:
 def _open_class(location: str) -> ClassArray:
     volume = open_labels(location)
     annotation.check_type(volume.dtype, location)
-    attributes = (dict(volume.reader.array.attrs), volume.attributes)
+    attributes = (stores.attributes(volume.reader.array, location), volume.attributes)
     return ClassArray(volume, annotation.read_encoding(*attributes, location=location))
 
 

@@ -35,7 +35,10 @@ def open_group(location: str) -> zarr.Group | None:
 def find_array(group: zarr.Group, name: str) -> zarr.Array[Any] | None:
     """The array ``name`` of a group on disk, or None where it is no plain v2 array."""
     store = group.store_path.store
-    if not isinstance(store, LocalStore):
+    metadata = group.metadata
+    if not isinstance(store, LocalStore) or metadata.zarr_format != 2:
+        return None
+    if metadata.consolidated_metadata is not None:
         return None
     path = f"{group.store_path.path}/{name}".lstrip("/")
     about = _node(store.root / path, ".zarray")

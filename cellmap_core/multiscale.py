@@ -12,6 +12,7 @@ from cellmap_core.errors import MetadataError
 from cellmap_core.grid import Grid, Shape, Triple
 from cellmap_core.models import Frozen
 from cellmap_core.stores import Array, find_array, line
+from cellmap_core.stores import attributes as node_attributes
 
 # Length of one unit in nm, by the names OME-NGFF takes from UDUNITS-2 and short forms met.
 _UNIT_NM = {
@@ -26,6 +27,9 @@ _UNIT_NM = {
     "mm": 1e6,
     "meter": 1e9,
 }
+
+# Beyond it a number is no place in a volume of electron microscopy.
+_LARGEST_NM = 1e9
 
 # A level may be this much coarser than the target and still count as "not coarser": FIB-SEM
 # voxel sizes are calibrated to the third digit.
@@ -147,7 +151,7 @@ def _not_coarser(voxel: Triple, target: Triple) -> bool:
 
 
 def _multiscale(group: zarr.Group, location: str) -> dict[str, Any]:
-    attributes: dict[str, Any] = dict(group.attrs)
+    attributes = node_attributes(group, location)
     document = attributes.get("ome", attributes)  # OME-NGFF 0.5 nests everything under "ome".
     multiscales = document.get("multiscales") if isinstance(document, dict) else None
     if not (isinstance(multiscales, list) and multiscales and isinstance(multiscales[0], dict)):
@@ -171,6 +175,11 @@ def _named_levels(
         outer_scale, outer_shift = _transform(outer, location, path, required=False)
         voxel = scale * outer_scale * factors
         origin = (shift * outer_scale + outer_shift) * factors
+        if not (voxel > 0).all() or max(*voxel, *abs(origin)) > _LARGEST_NM:
+            raise MetadataError(
+                f"{location}/{path} has voxels of {voxel.tolist()} nm at {origin.tolist()}",
+                "sizes above 0 and below a metre",
+            )
         named[path] = (_reorder(voxel, (z, y, x), float), _reorder(origin, (z, y, x), float))
     return named, (z, y, x)
 
@@ -187,15 +196,18 @@ def _axes(multiscale: dict[str, Any], location: str) -> tuple[list[str], Any]:
 
 
 def _transform(rows: Any, location: str, path: str, required: bool = True) -> tuple[Any, Any]:
-    scale, translation = None, np.zeros(3)
+    scale, translation, moved = None, np.zeros(3), 0
     for row in rows or []:
         kind = row.get("type")
         if kind == "scale":
             scale = _vector(row, "scale", location, path)
         elif kind == "translation":
             translation = _vector(row, "translation", location, path)
+            moved += 1
         elif kind != "identity":
             raise MetadataError(f"{location}/{path}: transformation {kind}", "scale or translation")
+    if moved > 1:
+        raise MetadataError(f"{location}/{path} has {moved} translations", "one")
     if scale is None:
         if required:
             raise MetadataError(f"{location}/{path} has no scale", "a scale transformation")

@@ -36,15 +36,16 @@ def open_group(location: str) -> zarr.Group:
         Something is there, but it is not a readable zarr group.
     """
     far = remote.split(location)
-    if far is None:
-        _require(Path(location))
     try:
         if far is None:
+            _require(Path(location))
             plain = local_v2.open_group(location)
             return zarr.open_group(location, mode="r") if plain is None else plain
         return zarr.open_group(far[0], path=far[1], mode="r")
     except PermissionError as error:
         raise StoreError(f"{location} may not be read", "read permission") from error
+    except CellmapError:
+        raise
     except (FileNotFoundError, GroupNotFoundError) as error:
         raise StoreError(f"no zarr group at {location}", "a zarr group") from error
     except (obstore.exceptions.BaseError, OSError) as error:
@@ -72,7 +73,25 @@ def find_array(group: zarr.Group, location: str, name: str) -> Array | None:
         raise MetadataError(f"{location}/{name} has bad metadata ({line(error)})") from error
     if not isinstance(node, zarr.Array):
         raise MetadataError(f"{location}/{name} is a group", "an array")
+    if min((*node.shape, *node.chunks), default=0) < 1:
+        raise MetadataError(
+            f"{location}/{name} has shape {node.shape} and chunks {node.chunks}", "at least 1 each"
+        )
     return node
+
+
+def attributes(node: Array | zarr.Group, location: str) -> dict[str, Any]:
+    """The attributes of a group or array.
+
+    Raises
+    ------
+    MetadataError
+        They are not a JSON object.
+    """
+    found: Any = node.metadata.attributes
+    if not isinstance(found, dict):
+        raise MetadataError(f"{location} has attributes {found!r:.40}", "a JSON object")
+    return dict(found)
 
 
 def children(group: zarr.Group, wanted: Sequence[str] = ()) -> tuple[str, ...]:

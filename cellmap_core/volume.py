@@ -89,7 +89,18 @@ class Volume:
         if not self.level.grid.box.intersects(target.box):
             return np.zeros(target.shape_vox, self.dtype)
         how = resample.plan(self.level.grid, target, "image")
-        return resample.image(self.block(how.start, how.stop), how)
+        return resample.image(self._without_fill(how.start, how.stop), how)
+
+    def _without_fill(self, start: Shape, stop: Shape) -> NDArray[Any]:
+        """A block with zero where nothing is stored: there is no EM, whatever the fill value."""
+        values = self.block(start, stop)
+        if self.reader.fill == 0 or self.complete(start, stop):
+            return values
+        values = values.copy()
+        for low, high in self._surveyed().missing():
+            hole = zip(self._zyx(low), self._zyx(high), start, stop, strict=True)
+            values[tuple(slice(max(a - s, 0), max(min(b, e) - s, 0)) for a, b, s, e in hole)] = 0
+        return values
 
     @property
     def chunk_shape(self) -> Shape:
@@ -139,7 +150,9 @@ def open_labels(location: str) -> Volume:
     """
     group = stores.open_group(location)
     level, array = Levels(group, location).first()
-    return Volume(location, level, ChunkReader(array), level.grid, dict(group.attrs))
+    return Volume(
+        location, level, ChunkReader(array), level.grid, stores.attributes(group, location)
+    )
 
 
 def open_volume(location: str, scale: str, target: Triple | None) -> Volume:
@@ -154,7 +167,9 @@ def open_volume(location: str, scale: str, target: Triple | None) -> Volume:
     levels = Levels(group, location)
     level, array = levels.choose(scale, target)
     finest, _ = levels.finest()
-    return Volume(location, level, ChunkReader(array), finest.grid, dict(group.attrs))
+    return Volume(
+        location, level, ChunkReader(array), finest.grid, stores.attributes(group, location)
+    )
 
 
 def _place(offset: Shape, shape: tuple[int, ...]) -> tuple[slice, ...]:

@@ -1,6 +1,7 @@
 """The phantom stored in every way that is read: each gives the files of the untouched one."""
 
 import gzip
+import json
 import re
 import shutil
 
@@ -10,7 +11,7 @@ import pytest
 import zarr
 from zarr.codecs import BloscCodec, ShardingCodec
 
-from cellmap_core import remote
+from cellmap_core import remote, stores
 from cellmap_core.datalist import read_datalist
 from cellmap_core.label_table import UNKNOWN
 from cellmap_core.nifti import read_volume
@@ -70,6 +71,55 @@ def rewritten(phantom, folder, version=2, attributes=dict, values=np.asarray, ra
             new[:] = data
             new.attrs.update(dict(array.attrs))
     return datasplit
+
+
+@pytest.mark.parametrize("fill", [255, float("nan"), float("inf")])
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_missing_chunk_of_em_is_black_whatever_its_fill_value(three, tmp_path, fill, version):
+    kind = np.uint8 if fill == 255 else np.float32
+    values = {}
+    for name, filler in (("black", 0), ("filled", fill)):
+        datasplit = rewritten(three, tmp_path / name, version, raw=lambda a: a.astype(kind))
+        folder = datasplit.parent / "phantom-a/phantom-a.zarr" / RAW / "s0"
+        about = folder / (".zarray" if version == 2 else "zarr.json")
+        document = json.loads(about.read_text())
+        # The words that zarr has for what JSON has no number for.
+        written = {"nan": "NaN", "inf": "Infinity"}.get(str(filler), filler)
+        about.write_text(json.dumps({**document, "fill_value": written}))
+        shutil.rmtree(folder / ("2/2" if version == 2 else "c/2/2"))
+        result = run(datasplit, tmp_path / name / "out", min_coverage=0)
+        images = (result.datalist.parent / "images").iterdir()
+        values[name] = {path.name: read_volume(path) for path in images}
+    assert set(values["black"]) == set(values["filled"])
+    assert any((volume == 0).any() for volume in values["black"].values())
+    for name, volume in values["black"].items():
+        assert np.array_equal(volume, values["filled"][name]), name
+
+
+def test_what_is_plainly_v2_is_opened_as_zarr_opens_it(three, tmp_path):
+    stale = tmp_path / "stale"
+    shutil.copytree(three.parent, stale)
+    group = next(stale.rglob(RAW))
+    document = json.loads((group / "s0/.zarray").read_text())
+    consolidated = {
+        ".zgroup": {"zarr_format": 2},
+        ".zattrs": json.loads((group / ".zattrs").read_text()),
+        "s0/.zarray": document,
+    }
+    about = {"zarr_consolidated_format": 1, "metadata": consolidated}
+    (group / ".zmetadata").write_text(json.dumps(about))
+    # Who trusts the consolidated metadata never sees this.
+    (group / "s0/.zarray").write_text(json.dumps({**document, "shape": [1, 1, 1]}))
+    opened = stores.open_group(str(group))
+    assert stores.find_array(opened, "here", "s0").shape == tuple(document["shape"])
+    for folder in sorted(p.parent for p in three.parent.rglob(".zgroup")):
+        ours = stores.open_group(str(folder))
+        theirs = zarr.open_group(folder, mode="r")
+        assert dict(ours.attrs) == dict(theirs.attrs)
+        for name, array in theirs.arrays():
+            found = stores.find_array(ours, "here", name)
+            assert found.metadata == array.metadata
+            assert str(found.store_path) == str(array.store_path)
 
 
 def by_multiscale(change):
