@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +18,12 @@ from cellmap_core.crop import Crop, open_crop
 from cellmap_core.crops_table import CropRow, Status
 from cellmap_core.datalist import CaseInfo
 from cellmap_core.datasplit import CropRef
-from cellmap_core.errors import CellmapError, CropExcluded, StoreError, may_pass
+from cellmap_core.errors import CellmapError, CropExcluded, StoreError
 from cellmap_core.label_table import PRESENT, States
 from cellmap_core.machine import keep_memory
 from cellmap_core.models import Frozen
 from cellmap_core.options import ConvertOptions
+from cellmap_core.patience import patiently
 from cellmap_core.provenance import key_of, read_receipt, write_bytes, write_receipt
 from cellmap_core.report.crop_pictures import crop_picture, thumbnail
 from cellmap_core.sample import Sampler, thinned, thinned_block
@@ -33,10 +33,6 @@ logger = logging.getLogger(__name__)
 
 # Part of every key: raise it when the same inputs would give other files.
 _FORMAT = 5
-# Before what may pass (I/O, a connection) is tried again.
-_PAUSES_SECONDS = (1, 5)
-
-T = TypeVar("T")
 
 
 class ReadCrop(Frozen):
@@ -130,7 +126,7 @@ def read_crop(ref: CropRef, classes: tuple[str, ...], options: ConvertOptions) -
     """
     keep_memory()
     try:
-        return _patiently(
+        return patiently(
             lambda: _read_open_crop(open_crop(ref, classes, options), classes, options)
         )
     except (CellmapError, OSError) as error:
@@ -149,7 +145,7 @@ def write_label(job: LabelJob, options: ConvertOptions) -> WrittenLabel:
     if not job.crop.annotated or read_receipt(paths.label_receipt, key):
         return WrittenLabel()
     try:
-        _patiently(lambda: _write_label(job, paths, key))
+        patiently(lambda: _write_label(job, paths, key))
     except (CellmapError, OSError) as error:
         paths.remove()
         return WrittenLabel(reason=str(error))
@@ -166,19 +162,6 @@ def _write_label(job: LabelJob, paths: CropPaths, key: str) -> None:
     slabs = (look_up(table, slab) for slab in nifti.iter_slabs(paths.coded))
     nifti.write_slabs(paths.label, nifti.read_grid(paths.coded), table.dtype, slabs)
     write_receipt(paths.label_receipt, key, [paths.label], {})
-
-
-def _patiently(work: Callable[[], T]) -> T:
-    """Do a crop's work, again after a pause where what went wrong may pass."""
-    for pause in _PAUSES_SECONDS:
-        try:
-            return work()
-        except OSError as error:
-            if not may_pass(error):
-                raise
-            logger.warning("%s; trying again in %d s", error, pause)
-            time.sleep(pause)
-    return work()
 
 
 def _read_open_crop(crop: Crop, classes: tuple[str, ...], options: ConvertOptions) -> ReadCrop:
@@ -210,6 +193,8 @@ def _read_open_crop(crop: Crop, classes: tuple[str, ...], options: ConvertOption
             crop=crop.ref.crop,
             voxel_nm=crop.grid.voxel_nm,
             translation_nm=crop.grid.translation_nm,
+            alignment=made.alignment.verdict,
+            label_shift_nm=made.alignment.shift_nm,
         ),
         alignment=made.alignment,
         voxels=int(np.prod(crop.grid.shape_vox)),

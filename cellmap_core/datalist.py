@@ -18,12 +18,27 @@ _ID_FIELDS = ("annotated_classes", "present_classes")
 
 
 class CaseInfo(Frozen):
-    """Where a case comes from. Kept as one object: MONAI joins a folder onto bare strings."""
+    """Where a case comes from. Kept as one object: MONAI joins a folder onto bare strings.
+
+    Attributes
+    ----------
+    dataset, crop : str
+        Its names.
+    voxel_nm, translation_nm : tuple of float
+        Voxel size and centre of the first voxel (z, y, x).
+    alignment : str
+        What conversion found of its labels: ``aligned``, ``shifted``, ``unclear`` or
+        ``unlabelled``; empty where nobody looked.
+    label_shift_nm : tuple of float or None
+        How far the labels lie off the EM, where they are shifted.
+    """
 
     dataset: str
     crop: str
     voxel_nm: tuple[float, float, float]
     translation_nm: tuple[float, float, float]
+    alignment: str = ""
+    label_shift_nm: tuple[float, float, float] | None = None
 
 
 class Entry(Frozen):

@@ -96,9 +96,9 @@ def write_volume(path: Path, grid: Grid, volume: NDArray[Any]) -> None:
 
 
 def read_grid(path: Path) -> Grid:
-    """Shape, voxel size and translation in nm of a file, from its header alone."""
+    """Shape of a channel, voxel size and translation in nm, from a file's header alone."""
     header, affine, _ = _load_header(path)
-    shape = _shape_zyx(path, header)
+    shape = _shape_zyx(path, header, channel=0)
     voxel = np.abs(np.linalg.norm(affine[:3, :3], axis=0))
     return Grid(
         shape_vox=shape,
@@ -112,21 +112,38 @@ def read_dtype(path: Path) -> np.dtype[Any]:
     return cast("np.dtype[Any]", _load_header(path)[0].get_data_dtype())
 
 
-def iter_slabs(path: Path, slab_bytes: int = _SLAB_BYTES) -> Iterator[NDArray[Any]]:
+def read_channels(path: Path) -> int:
+    """Number of channels of a file, from its header alone: 1 of a plain volume."""
+    return _channels(_load_header(path)[0])
+
+
+def iter_slabs(
+    path: Path, slab_bytes: int = _SLAB_BYTES, channel: int | None = None
+) -> Iterator[NDArray[Any]]:
     """Read a volume in z slabs (n, y, x), without ever holding it whole.
+
+    Parameters
+    ----------
+    path : Path
+        ``.nii`` or ``.nii.gz``.
+    slab_bytes : int
+        A slab has about this many.
+    channel : int or None
+        Which channel of a file of several (NIfTI's fourth axis, the slowest in the file).
 
     Raises
     ------
     NiftiError
-        The file is missing, truncated or not a 3-D NIfTI-1 volume.
+        The file is missing, truncated, not a NIfTI-1 volume, or has several channels of which
+        none is chosen.
     """
     header, _, offset = _load_header(path)
-    z, y, x = _shape_zyx(path, header)
+    z, y, x = _shape_zyx(path, header, channel)
     dtype = header.get_data_dtype()
     section = y * x * dtype.itemsize
     thickness = max(1, slab_bytes // section)
     with _reader(path) as source:
-        source.read(offset)
+        source.seek(offset + (channel or 0) * z * section)
         for start in range(0, z, thickness):
             n = min(thickness, z - start)
             data = source.read(n * section)
@@ -186,11 +203,17 @@ def _load_header(path: Path) -> tuple[Any, NDArray[np.float64], int]:
     return image.header, image.affine, int(image.dataobj.offset)
 
 
-def _shape_zyx(path: Path, header: Any) -> tuple[int, int, int]:
+def _shape_zyx(path: Path, header: Any, channel: int | None = None) -> tuple[int, int, int]:
+    """Shape of one channel; that there is but one is required where none is chosen."""
     shape = tuple(int(n) for n in header.get_data_shape())
-    if len(shape) != 3:
+    if len(shape) < 3 or (channel is None and _channels(header) != 1):
         raise NiftiError(f"{path} has shape {shape}", "three axes x, y, z")
     return shape[2], shape[1], shape[0]
+
+
+def _channels(header: Any) -> int:
+    """What is behind x, y and z: a time axis of 1, the channels."""
+    return int(np.prod(header.get_data_shape()[3:], dtype=np.int64))
 
 
 @contextmanager

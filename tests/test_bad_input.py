@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import zarr
 
-from cellmap_core import crop_files, remote
+from cellmap_core import patience, remote
 from cellmap_core.datalist import read_datalist
 from cellmap_core.models import ConvertResult
 from cellmap_core.nifti import read_grid, read_volume
@@ -180,7 +180,35 @@ def lengths_of_no_unit(folder):
 def voxels_of_no_size(folder):
     text = (folder / CROP / "mito/.zattrs").read_text()
     (folder / CROP / "mito/.zattrs").write_text(re.sub(r'("scale": \[\s*)4.0', r"\g<1>-4.0", text))
-    return "voxel size .*-4.0"
+    return "mito/s0 has voxels of .*-4.0.*; expected sizes above 0"
+
+
+def a_place_beyond_all_volumes(folder):
+    path = folder / CROP / "mito/.zattrs"
+    attributes = json.loads(path.read_text())
+    for dataset in attributes["multiscales"][0]["datasets"]:
+        dataset["coordinateTransformations"][1]["translation"] = [1e300, 0, 0]
+    path.write_text(json.dumps(attributes))
+    return r"mito/s0 has voxels of .* at \[1e\+300.*below a metre"
+
+
+def two_places(folder):
+    path = folder / CROP / "mito/.zattrs"
+    attributes = json.loads(path.read_text())
+    for dataset in attributes["multiscales"][0]["datasets"]:
+        dataset["coordinateTransformations"] += dataset["coordinateTransformations"][-1:]
+    path.write_text(json.dumps(attributes))
+    return "mito/s0 has 2 translations; expected one"
+
+
+def attributes_that_are_a_list(folder):
+    (folder / CROP / "mito/s0/.zattrs").write_text("[1]")
+    return r"mito has attributes \[1\]; expected a JSON object"
+
+
+def chunks_of_no_voxel(folder):
+    edit(folder / RAW / "s0/.zarray", chunks=[0, 32, 32])
+    return r"fibsem-uint8/s0 has shape .* and chunks \(0, 32, 32\); expected at least 1 each"
 
 
 def axes_that_are_numbers(folder):
@@ -209,7 +237,8 @@ BROKEN = [
     truncated_fortran_order, truncated_zstd, corrupt_zstd, a_chunk_of_another_size,
     truncated_uncompressed, corrupt_gzip, corrupt_gzip_in_fortran_order, a_folder_for_a_chunk,
     no_scale, lengths_of_no_unit, voxels_of_no_size, axes_that_are_numbers,
-    an_encoding_of_another_kind, attributes_of_another_kind,
+    an_encoding_of_another_kind, attributes_of_another_kind, a_place_beyond_all_volumes,
+    two_places, attributes_that_are_a_list, chunks_of_no_voxel,
 ]  # fmt: skip
 
 
@@ -230,7 +259,7 @@ def check(result, reason, broken=(NAME,), crops=6):
 @pytest.fixture
 def unhurried(monkeypatch):
     """What may pass is tried again at once."""
-    monkeypatch.setattr(crop_files, "_PAUSES_SECONDS", (0, 0))
+    monkeypatch.setattr(patience, "_PAUSES_SECONDS", (0, 0))
 
 
 @pytest.mark.usefixtures("unhurried")
@@ -307,7 +336,7 @@ def test_what_fails_once_is_read_again(part, order, own_phantom, converted, tmp_
             repair()
         pauses.append(seconds)
 
-    monkeypatch.setattr(crop_files.time, "sleep", pause)
+    monkeypatch.setattr(patience.time, "sleep", pause)
     result = run(own_phantom, tmp_path / "out")
     assert result.failures == ()
     assert len(pauses) == 1

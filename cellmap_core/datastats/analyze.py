@@ -3,36 +3,46 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cellmap_core.datalist import Datalist, Entry, read_datalist
 from cellmap_core.datastats.case import case_statistics
-from cellmap_core.datastats.findings import findings, findings_markdown
+from cellmap_core.datastats.findings import findings
+from cellmap_core.datastats.outliers import Outlier, find_outliers
+from cellmap_core.datastats.page import Picture, analysis_markdown
 from cellmap_core.datastats.reduce import summarize
+from cellmap_core.datastats.reports import write_report
 from cellmap_core.errors import CellmapError, DatalistError, StatisticsError
 from cellmap_core.label_table import LabelTable
+from cellmap_core.machine import keep_memory
 from cellmap_core.models import AnalyzeResult, Failure, Frozen, Mapper, serial
-from cellmap_core.provenance import atomic_path, key_of, read_receipt, write_receipt, write_text
-
-log = logging.getLogger(__name__)
-
-# Part of every key: raise it when a number's rule changes, so that old results do not stay.
-_VERSION = 1
-
-_PLOTS = (
-    ("Class balance", "class_balance.png"),
-    ("Crop sizes", "crop_sizes.png"),
-    ("Annotated classes by crop", "annotation_matrix.png"),
+from cellmap_core.pace import Pace, Report, unreported
+from cellmap_core.patience import patiently
+from cellmap_core.provenance import (
+    held,
+    key_of,
+    read_receipt,
+    write_bytes,
+    write_receipt,
+    write_text,
 )
 
-# libyaml is some ten times faster, where PyYAML was built with it.
-_Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+logger = logging.getLogger(__name__)
+
+# Part of every key: raise it when a number's rule changes, so that old results do not stay.
+_VERSION = 2
+
+_PLOTS = (
+    Picture("Class balance", "class_balance.png"),
+    Picture("Intensity by dataset", "intensity.png"),
+    Picture("Crop sizes", "crop_sizes.png"),
+    Picture("Annotated classes by crop", "annotation_matrix.png"),
+)
+_OUTLIERS = Picture("Crops to look at", "outliers.jpg")
 
 
 class _Job(Frozen):
@@ -53,13 +63,29 @@ class _Outcome(Frozen):
     stats: dict[str, Any] | None = None
     reason: str = ""
 
+    @property
+    def voxels(self) -> int:
+        """Voxels that had to be read."""
+        shape = self.stats["image_stats"]["shape"][0] if self.made and self.stats else (0,)
+        return math.prod(shape)
+
+    @classmethod
+    def lost(cls, job: _Job, error: Exception) -> _Outcome:
+        """A case whose worker died with it."""
+        reason = f"its worker was killed ({type(error).__name__}); out of memory?"
+        return cls(name=job.entry.name, reason=reason)
+
 
 def analyze(
-    datalist: Path, work_dir: Path, do_ccp: bool = False, mapper: Mapper = serial
+    datalist: Path,
+    work_dir: Path,
+    do_ccp: bool = False,
+    mapper: Mapper = serial,
+    report: Report = unreported,
 ) -> AnalyzeResult:
     """Analyse the training cases of a datalist.
 
-    Writes ``datastats.yaml``, ``datastats_by_case.yaml``, ``analysis.md`` and the plots in
+    Writes ``datastats.yaml``, ``datastats_by_case.yaml``, ``analysis.md`` and the pictures in
     ``analysis/``. A case already analysed from the same files, table and options is not
     analysed again. A case that cannot be analysed is a failure by name; the rest go on.
 
@@ -70,9 +96,11 @@ def analyze(
     work_dir : Path
         Where the reports go.
     do_ccp : bool
-        Whether to count connected components.
+        Whether to find the connected components of each label id.
     mapper : Mapper
         Runs a function over the cases, in their order.
+    report : Report
+        Told how far the cases are.
 
     Raises
     ------
@@ -80,24 +108,42 @@ def analyze(
         The datalist cannot be read.
     StatisticsError
         Not one case could be analysed.
+    BusyError
+        Another analysis writes into the same folder.
     """
     cases = read_datalist(datalist)
     if not cases.training:
         raise DatalistError(f"{datalist} has no training case", "at least one", "convert some")
+    with held(work_dir / ".cache" / "datastats"):
+        return _analyze(cases, work_dir, do_ccp, mapper, report)
+
+
+def _analyze(
+    cases: Datalist, work_dir: Path, do_ccp: bool, mapper: Mapper, report: Report
+) -> AnalyzeResult:
     jobs = _jobs(cases, work_dir, do_ccp)
-    outcomes = [_Outcome.model_validate(o) for o in mapper(analyze_case, jobs)]
+    pace = Pace(len(jobs), report)
+    outcomes: list[_Outcome] = mapper(
+        analyze_case,
+        jobs,
+        done=lambda o: pace.step(o.name, o.reason or "analysed", o.voxels),
+        lost=_Outcome.lost,
+    )
     failures = tuple(Failure(item=o.name, reason=o.reason) for o in outcomes if o.stats is None)
     for failure in failures:
-        log.warning("%s has no statistics: %s", failure.item, failure.reason)
+        logger.warning("%s has no statistics: %s", failure.item, failure.reason)
     stats = [o.stats for o in outcomes if o.stats is not None]
     if not stats:
         first = f", the first ({failures[0].item}) because {failures[0].reason}" if failures else ""
         raise StatisticsError(
             f"none of the {len(jobs)} training cases has statistics{first}",
             "at least one labelled case",
-            f"look at the files listed in {datalist}",
+            f"look at the files listed in {cases.folder / 'datalist.json'}",
         )
-    _write_reports(work_dir, stats, cases.classes, failures)
+    outliers = find_outliers(stats)
+    for outlier in outliers:
+        logger.warning("look at %s: %s", outlier.case, outlier.text())
+    _write_reports(work_dir, cases, stats, outliers, failures)
     made = sum(o.made for o in outcomes)
     return AnalyzeResult(
         done=made,
@@ -107,27 +153,6 @@ def analyze(
         datastats_by_case=work_dir / "datastats_by_case.yaml",
         analysis=work_dir / "analysis.md",
     )
-
-
-def read_summary(path: Path) -> dict[str, Any]:
-    """The ``stats_summary`` of a ``datastats.yaml``.
-
-    Raises
-    ------
-    StatisticsError
-        The file is missing or holds no summary.
-    """
-    advice = "make it with flows/analyze.py"
-    try:
-        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise StatisticsError(
-            f"{path} cannot be read ({error})", "a datastats.yaml", advice
-        ) from error
-    if not isinstance(document, dict) or not isinstance(document.get("stats_summary"), dict):
-        raise StatisticsError(f"{path} holds no statistics", "the key stats_summary", advice)
-    summary: dict[str, Any] = document["stats_summary"]
-    return summary
 
 
 def analyze_case(job: _Job) -> _Outcome:
@@ -144,19 +169,27 @@ def analyze_case(job: _Job) -> _Outcome:
         sorted(set(entry.annotated_classes)),
     )
     # Where the files lie is no part of their statistics, so a moved data set stays current.
-    paths = {
+    about: dict[str, Any] = {
         "image_filepath": str(job.folder / entry.image),
         "label_filepath": str(job.folder / (entry.label or "")),
     }
+    if entry.cellmap is not None:
+        about["cellmap"] = entry.cellmap.model_dump(mode="json")
     if receipt := read_receipt(job.receipt, key):
-        return _Outcome(name=entry.name, stats={**receipt.result, **paths})
+        return _Outcome(name=entry.name, stats={**receipt.result, **about})
+    keep_memory()
+    files = [Path(about["image_filepath"]), Path(about["label_filepath"])]
     try:
-        stats = case_statistics(entry, job.folder, job.table, job.do_ccp)
+        stats = patiently(lambda: case_statistics(entry, job.folder, job.table, job.do_ccp))
         # The receipt's "outputs" are the files read: current as long as they are the same.
-        write_receipt(job.receipt, key, [Path(p) for p in paths.values()], stats)
+        write_receipt(job.receipt, key, files, stats)
     except (CellmapError, OSError, ValueError) as error:
         return _Outcome(name=entry.name, reason=" ".join(str(error).split()))
-    return _Outcome(name=entry.name, made=True, stats=stats)
+    except Exception as error:
+        # One case must not end the others, whatever a reader comes up with.
+        logger.exception("%s failed unexpectedly", entry.name)
+        return _Outcome(name=entry.name, reason=f"unexpected {error!r}")
+    return _Outcome(name=entry.name, made=True, stats={**stats, **about})
 
 
 def _jobs(cases: Datalist, work_dir: Path, do_ccp: bool) -> list[_Job]:
@@ -182,47 +215,48 @@ def _jobs(cases: Datalist, work_dir: Path, do_ccp: bool) -> list[_Job]:
 
 def _write_reports(
     work_dir: Path,
-    cases: Sequence[dict[str, Any]],
-    classes: Sequence[str],
+    cases: Datalist,
+    stats: Sequence[dict[str, Any]],
+    outliers: Sequence[Outlier],
     failures: Sequence[Failure],
 ) -> None:
     """Write all reports, unless those of the very same statistics are there already."""
     short, full = work_dir / "datastats.yaml", work_dir / "datastats_by_case.yaml"
-    page = work_dir / "analysis.md"
-    pictures = [work_dir / "analysis" / file for _, file in _PLOTS]
+    page, folder = work_dir / "analysis.md", work_dir / "analysis"
+    shown = [*_PLOTS, _OUTLIERS] if outliers else list(_PLOTS)
     receipt = work_dir / ".cache" / "datastats.json"
-    key = key_of(_VERSION, cases, list(classes), [f.model_dump() for f in failures])
+    key = key_of(_VERSION, stats, list(cases.classes), [f.model_dump() for f in failures])
     if read_receipt(receipt, key):
         return
-    summary = summarize(cases, classes)
-    _write_yaml(short, {"stats_summary": summary, "stats_by_cases": []})
-    _write_yaml(full, {"stats_summary": summary, "stats_by_cases": list(cases)})
-    _write_plots(pictures, summary, cases)
-    links = [(title, f"analysis/{file}") for title, file in _PLOTS]
-    write_text(page, findings_markdown(findings(summary, cases), failures, links))
-    write_receipt(receipt, key, [short, full, page, *pictures], {})
+    summary = summarize(stats, cases.classes)
+    write_report(short, summary, [])
+    write_report(full, summary, stats)
+    _draw(folder, summary, stats, outliers, cases.table)
+    write_text(
+        page, analysis_markdown(findings(summary, stats), summary, outliers, failures, shown)
+    )
+    write_receipt(receipt, key, [short, full, page, *(folder / p.file for p in shown)], {})
 
 
-def _write_plots(
-    files: Sequence[Path], summary: dict[str, Any], cases: Sequence[dict[str, Any]]
+def _draw(
+    folder: Path,
+    summary: dict[str, Any],
+    stats: Sequence[dict[str, Any]],
+    outliers: Sequence[Outlier],
+    table: LabelTable,
 ) -> None:
     # matplotlib takes most of a second to import, and a run that finds all current needs none.
-    from cellmap_core.datastats.plots import annotation_matrix, class_balance, crop_sizes
+    from cellmap_core.datastats import plots
+    from cellmap_core.report.outlier_sheet import outlier_sheet
 
-    pictures = (class_balance(summary), crop_sizes(cases), annotation_matrix(summary, cases))
-    for file, picture in zip(files, pictures, strict=True):
-        with atomic_path(file) as temporary:
-            temporary.write_bytes(picture)
-
-
-class _PlainDumper(_Dumper):  # type: ignore[misc]
-    """Writes a list that is shared by two keys twice: readers of YAML trip over aliases."""
-
-    def ignore_aliases(self, _data: Any) -> bool:
-        return True
-
-
-def _write_yaml(path: Path, document: dict[str, Any]) -> None:
-    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as sink:
-        # The layout of MONAI's own export.
-        yaml.dump(document, sink, Dumper=_PlainDumper, default_flow_style=None, sort_keys=False)
+    drawn = (
+        plots.class_balance(summary),
+        plots.intensity(stats),
+        plots.crop_sizes(stats),
+        plots.annotation_matrix(summary, stats),
+    )
+    for picture, content in zip(_PLOTS, drawn, strict=True):
+        write_bytes(folder / picture.file, content)
+    (folder / _OUTLIERS.file).unlink(missing_ok=True)
+    if outliers:
+        write_bytes(folder / _OUTLIERS.file, outlier_sheet(outliers, table))

@@ -7,8 +7,9 @@ case keeps its row, and a voxel of which nothing is known is not foreground.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +21,16 @@ from cellmap_core.errors import StatisticsError
 from cellmap_core.label_table import ABSENT, PRESENT, UNKNOWN, LabelTable
 
 
+class Bins(NamedTuple):
+    """A histogram wanted of a channel: equal bins from ``low`` to ``high``."""
+
+    number: int
+    low: float
+    high: float
+
+
 def case_statistics(entry: Entry, folder: Path, table: LabelTable, do_ccp: bool) -> dict[str, Any]:
-    """Statistics of one labelled case.
+    """Statistics of one labelled case of our datalist.
 
     Parameters
     ----------
@@ -32,16 +41,17 @@ def case_statistics(entry: Entry, folder: Path, table: LabelTable, do_ccp: bool)
     table : LabelTable
         What each label id says of every class.
     do_ccp : bool
-        Whether to count connected components of each label id.
+        Whether to find the connected components of each label id.
 
     Returns
     -------
     dict
         Auto3DSeg's keys, axes in the order x, y, z. Spacing and ``sizemm`` are in the unit of
         the NIfTI header, which is nm in files of ours. ``foreground_percentage`` is a
-        fraction, as Auto3DSeg's is. Intensity lists hold one item (one channel), or none
-        where there is no such voxel. Beside ``label_stats`` there is ``class_stats``: a row
-        for each class annotated in the crop.
+        fraction, as Auto3DSeg's is. Intensity lists hold one item a channel, or none where
+        there is no such voxel. Beside ``label_stats`` there is ``class_stats``, a row for each
+        class annotated in the crop, and ``saturation``, the parts of the known voxels at the
+        lowest and the highest value that the image's type can hold.
 
     Raises
     ------
@@ -60,62 +70,105 @@ def case_statistics(entry: Entry, folder: Path, table: LabelTable, do_ccp: bool)
     counted = tally(image, label, len(table.combinations), do_ccp)
     annotated = sorted(set(entry.annotated_classes))
     states = table.states()[:, [c - 1 for c in annotated]]
-    foreground = _intensity(counted, (states == PRESENT).any(axis=1))
+    foreground, known = (states == PRESENT).any(axis=1), (states != UNKNOWN).any(axis=1)
     return {
         "image_filepath": str(image),
         "label_filepath": str(label),
         "image_stats": _image_stats(counted),
-        "image_foreground_stats": {"intensity": foreground},
-        "label_stats": {
-            "labels": sorted(counted.by_id),
-            "image_intensity": foreground,
-            "label": _label_rows(counted),
-        },
+        **_label_stats(counted, lambda i: bool(foreground[i])),
         "class_stats": [
             {"name": table.classes[c - 1], "index": c, **_class_row(counted, states[:, k])}
             for k, c in enumerate(annotated)
         ],
+        "saturation": _saturation(counted, lambda i: bool(known[i])),
     }
 
 
-def _intensity(counted: Tally, chosen: NDArray[np.bool_]) -> list[dict[str, Any]]:
-    """Intensity of the voxels whose id is chosen: one channel, or none without a voxel.
+def plain_statistics(
+    image: Path, label: Path | None, do_ccp: bool, bins: Sequence[Bins] = ()
+) -> dict[str, Any]:
+    """Statistics of a case that no label table explains: Auto3DSeg's keys alone.
 
-    MONAI reports the intensity 0 for no voxels, which then counts in every mean.
+    Parameters
+    ----------
+    image : Path
+        NIfTI file.
+    label : Path or None
+        NIfTI file of any integer ids, where there are labels; ids above 0 are foreground.
+    do_ccp : bool
+        Whether to find the connected components of each label id.
+    bins : sequence of Bins
+        A histogram for each channel, or one for all; none gives no histogram.
+
+    Raises
+    ------
+    StatisticsError, NiftiError
+        As of :func:`case_statistics`.
     """
-    merged = Distribution.merged(d for i, d in counted.by_id.items() if chosen[i])
-    return [merged.ops()] if merged.total else []
+    counted = tally(image, label, components=do_ccp and label is not None)
+    stats: dict[str, Any] = {
+        "image_filepath": str(image),
+        "label_filepath": "None" if label is None else str(label),
+        "image_stats": _image_stats(counted),
+    }
+    if bins:
+        stats["image_histogram"] = _histograms(counted, bins)
+    return stats if label is None else {**stats, **_label_stats(counted, lambda i: i > 0)}
 
 
 def _image_stats(counted: Tally) -> dict[str, Any]:
     shape, spacing = list(counted.grid.shape_vox[::-1]), list(counted.grid.voxel_nm[::-1])
     return {
-        "shape": [shape],
-        "channels": 1,
-        "cropped_shape": [list(counted.box_vox[::-1])],
+        "shape": [list(shape) for _ in counted.channels],
+        "channels": len(counted.channels),
+        "cropped_shape": [list(channel.box_vox[::-1]) for channel in counted.channels],
         "spacing": spacing,
         "sizemm": [n * s for n, s in zip(shape, spacing, strict=True)],
-        "intensity": [counted.in_box.ops()],
+        "intensity": [channel.in_box.ops() for channel in counted.channels],
     }
 
 
-def _label_rows(counted: Tally) -> list[dict[str, Any]]:
-    voxels = int(np.prod(counted.grid.shape_vox))
-    rows = []
-    for i in sorted(counted.by_id):
-        row: dict[str, Any] = {"image_intensity": [counted.by_id[i].ops()]}
-        if counted.shapes is not None:
-            row["shape"] = counted.shapes[i]
-            row["ncomponents"] = len(counted.shapes[i])
-        row["foreground_percentage"] = counted.by_id[i].total / voxels
-        rows.append(row)
-    return rows
+def _label_stats(counted: Tally, foreground: Callable[[int], bool]) -> dict[str, Any]:
+    inside = _intensity(counted, foreground)
+    voxels = counted.voxels()
+    return {
+        "image_foreground_stats": {"intensity": inside},
+        "label_stats": {
+            "labels": list(voxels),
+            "image_intensity": inside,
+            "label": [_label_row(counted, i, n) for i, n in voxels.items()],
+        },
+    }
+
+
+def _label_row(counted: Tally, label: int, voxels: int) -> dict[str, Any]:
+    row: dict[str, Any] = {"image_intensity": [c.by_id[label].ops() for c in counted.channels]}
+    if counted.shapes is not None:
+        row["shape"] = counted.shapes[label]
+        row["ncomponents"] = len(counted.shapes[label])
+    row["foreground_percentage"] = voxels / int(np.prod(counted.grid.shape_vox))
+    return row
+
+
+def _intensity(counted: Tally, chosen: Callable[[int], bool]) -> list[dict[str, Any]]:
+    """Intensity of the voxels whose id is chosen, an item a channel; none without a voxel.
+
+    MONAI reports the intensity 0 for no voxels, which then counts in every mean.
+    """
+    return [of.ops() for of in _merged(counted, chosen) if of.total]
+
+
+def _merged(counted: Tally, chosen: Callable[[int], bool]) -> list[Distribution]:
+    return [
+        Distribution.merged(of for i, of in channel.by_id.items() if chosen(i))
+        for channel in counted.channels
+    ]
 
 
 def _class_row(counted: Tally, states: NDArray[np.uint8]) -> dict[str, Any]:
     """Voxels by state, and what the known ones are like; ``states`` is the class by id."""
     voxels = {
-        state: sum(d.total for i, d in counted.by_id.items() if states[i] == state)
+        state: sum(n for i, n in counted.voxels().items() if states[i] == state)
         for state in (ABSENT, PRESENT, UNKNOWN)
     }
     known = voxels[PRESENT] + voxels[ABSENT]
@@ -125,5 +178,25 @@ def _class_row(counted: Tally, states: NDArray[np.uint8]) -> dict[str, Any]:
         "unknown": voxels[UNKNOWN],
         "known_fraction": known / (known + voxels[UNKNOWN]),
         "foreground_percentage": voxels[PRESENT] / known if known else None,
-        "image_intensity": _intensity(counted, states == PRESENT),
+        "image_intensity": _intensity(counted, lambda i: states[i] == PRESENT),
     }
+
+
+def _saturation(counted: Tally, known: Callable[[int], bool]) -> list[float] | None:
+    """Parts of the known voxels at the type's two ends; None of floats and of no voxel."""
+    of = _merged(counted, known)[0]
+    if counted.dtype.kind not in "ui" or not of.total:
+        return None
+    limits = np.iinfo(counted.dtype)
+    return [int(of.counts[of.values == end].sum()) / of.total for end in (limits.min, limits.max)]
+
+
+def _histograms(counted: Tally, bins: Sequence[Bins]) -> list[dict[str, Any]]:
+    wanted = list(bins) * len(counted.channels) if len(bins) == 1 else list(bins)
+    if len(wanted) != len(counted.channels):
+        raise StatisticsError(
+            f"{len(counted.channels)} channels", f"{len(wanted)}, one for each histogram asked for"
+        )
+    everything = _merged(counted, lambda _: True)
+    made = [of.histogram(*of_channel) for of, of_channel in zip(everything, wanted, strict=True)]
+    return [{"counts": counts, "bin_edges": edges} for counts, edges in made]

@@ -26,10 +26,30 @@ class Distribution:
     counts: NDArray[np.int64]
 
     @classmethod
-    def of_histogram(cls, histogram: NDArray[np.int64]) -> Distribution:
-        """Of counts by intensity, the index being the intensity."""
+    def of_histogram(cls, histogram: NDArray[np.int64], low: int = 0) -> Distribution:
+        """Of counts by intensity, the first being that of ``low``."""
         values = np.flatnonzero(histogram)
-        return cls(values.astype(np.float64), histogram[values])
+        return cls(values.astype(np.float64) + low, histogram[values])
+
+    @classmethod
+    def of_means(
+        cls, counts: NDArray[np.int64], sums: NDArray[np.float64], low: float, high: float
+    ) -> Distribution:
+        """Of sorted bins of samples by how many and their sum; the least and largest are known.
+
+        Each bin stands for its mean, so that the mean of all is exact; the two ends are taken
+        out of their bins and stand for themselves.
+        """
+        counts, sums = counts.copy(), sums.copy()
+        if counts.sum() < 2:
+            return cls(np.array([low]), counts)
+        for place, end in ((0, low), (-1, high)):
+            counts[place] -= 1
+            sums[place] -= end
+        left = counts > 0
+        means = np.clip(sums[left] / counts[left], low, high)
+        ends = cls(np.array([low, high]), np.ones(2, dtype=np.int64))
+        return cls.merged([ends, cls(means, counts[left])])
 
     @classmethod
     def of_samples(cls, samples: NDArray[Any]) -> Distribution:
@@ -47,6 +67,11 @@ class Distribution:
         counts = np.zeros(len(values), dtype=np.int64)
         np.add.at(counts, place, np.concatenate([p.counts for p in some]))
         return cls(values, counts)
+
+    def histogram(self, bins: int, low: float, high: float) -> tuple[list[int], list[float]]:
+        """Counts and edges of equal bins over a range, as ``numpy.histogram`` makes them."""
+        counts, edges = np.histogram(self.values, bins, (low, high), weights=self.counts)
+        return counts.astype(np.int64).tolist(), edges.tolist()
 
     @property
     def total(self) -> int:

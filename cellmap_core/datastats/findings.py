@@ -7,14 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from cellmap_core.models import Failure, Frozen
+from cellmap_core.models import Frozen
+from cellmap_core.training.rules import propose
 
 # Below a thousandth of the known voxels a uniform sampler hardly ever meets a class.
 _RARE_FRACTION = 1e-3
 # Of one or two crops with a class, most folds validate, or train, without it.
 _FEW_CROPS = 3
-# Networks halve the patch up to five times.
-_PATCH_STEP = 32
+# A class this much rarer than another is drowned by it.
+_UNBALANCED = 10.0
+_MAX_WEIGHT = 10.0
+_ANISOTROPIC = 1.5
 
 
 class Finding(Frozen):
@@ -28,6 +31,8 @@ class Finding(Frozen):
 def findings(summary: dict[str, Any], cases: Sequence[dict[str, Any]]) -> tuple[Finding, ...]:
     """Read the statistics: sizes, spacing, intensity, class balance, classes without voxels.
 
+    What is recommended is what the bundles' own rules make of the same statistics.
+
     Parameters
     ----------
     summary : dict
@@ -35,92 +40,31 @@ def findings(summary: dict[str, Any], cases: Sequence[dict[str, Any]]) -> tuple[
     cases : sequence of dict
         The case statistics it was made of.
     """
+    proposed = {name: value for name, (value, _) in propose(summary, len(cases)).items()}
+    rows = summary["class_stats"]
     return (
-        _sizes(cases),
+        _sizes(cases, proposed),
         _spacing(cases),
-        _intensity(summary, cases),
-        *_balance(summary["class_stats"]),
-        *_missing(summary["class_stats"]),
+        _intensity(summary, cases, proposed),
+        *_balance(rows),
+        *_rare(rows),
+        *_missing(rows),
     )
 
 
-def findings_markdown(
-    found: Sequence[Finding], failures: Sequence[Failure], plots: Iterable[tuple[str, str]]
-) -> str:
-    """The page ``analysis.md``: findings, cases left out, and the plots by (title, file)."""
-    lines = ["# What the data say", ""]
-    for f in found:
-        lines += [f"**{f.topic}.** {f.finding}", "", f"→ {f.consequence}", ""]
-    if failures:
-        lines += [f"## {len(failures)} cases without statistics", ""]
-        lines += [f"- `{f.item}`: {f.reason}" for f in failures] + [""]
-    for title, file in plots:
-        lines += [f"## {title}", "", f"![{title}]({file})", ""]
-    return "\n".join(lines)
+def class_weights(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Weight of each class that is present, by median frequency balancing.
 
-
-def name_of(case: dict[str, Any]) -> str:
-    """A case's file name without suffixes, for messages and plots."""
-    return str(case["image_filepath"]).rsplit("/", 1)[-1].removesuffix(".gz").removesuffix(".nii")
-
-
-def _sizes(cases: Sequence[dict[str, Any]]) -> Finding:
-    shapes = np.array([c["image_stats"]["shape"][0] for c in cases])
-    low, middle, high = (f(shapes, axis=0) for f in (np.min, np.median, np.max))
-    patch = np.maximum(middle // _PATCH_STEP, 1).astype(int) * _PATCH_STEP
-    smaller = int((shapes < patch).any(axis=1).sum())
-    return Finding(
-        topic="Crop sizes",
-        finding=f"{_times(low)} to {_times(high)} voxels (x × y × z), median {_times(middle)}.",
-        consequence=f"A patch of up to {_times(patch)} fits the median crop; "
-        f"{smaller} of {len(cases)} crops are smaller on some axis and are padded to it.",
-    )
-
-
-def _spacing(cases: Sequence[dict[str, Any]]) -> Finding:
-    spacing = np.array([c["image_stats"]["spacing"] for c in cases])
-    low, high = spacing.min(axis=0), spacing.max(axis=0)
-    if not np.allclose(low, high, rtol=1e-3):
-        return Finding(
-            topic="Voxel spacing",
-            finding=f"Not the same in all crops: {_times(low)} to {_times(high)} nm (x × y × z).",
-            consequence="One model sees structures at several sizes: convert to one "
-            "--target_spacing, or accept that it must learn them all.",
-        )
-    anisotropy = float((spacing.max(axis=1) / spacing.min(axis=1)).max())
-    return Finding(
-        topic="Voxel spacing",
-        finding=f"{_times(high)} nm (x × y × z) in all {len(cases)} crops.",
-        consequence="No resampling is needed in training."
-        if anisotropy < 1.5
-        else f"Voxels are {anisotropy:.1f} times longer on one axis: make patches shorter there.",
-    )
-
-
-def _intensity(summary: dict[str, Any], cases: Sequence[dict[str, Any]]) -> Finding:
-    every = [c["image_stats"]["intensity"][0] for c in cases]
-    inside = summary["image_foreground_stats"]["intensity"]
-    means = np.array([o["mean"] for o in every])
-    within = float(np.mean([o["stdev"] for o in every]))
-    flat = [name_of(c) for c, o in zip(cases, every, strict=True) if o["max"] == o["min"]]
-    text = f"{min(o['min'] for o in every):g} to {max(o['max'] for o in every):g}"
-    if inside:
-        text += (
-            f"; in labelled voxels {inside['percentile_00_5']:.4g} to "
-            f"{inside['percentile_99_5']:.4g} (0.5 to 99.5 %)"
-        )
-    text += f". Crop means spread by ±{means.std():.3g}, voxels within a crop by ±{within:.3g}."
-    if flat:
-        text += f" Constant images: {', '.join(flat)}."
-    # Where crops differ among themselves as much as voxels do inside one, a fixed range
-    # would make the same structure look different from crop to crop.
-    apart = means.std() > 0.5 * within
-    advice = (
-        "Crops differ in brightness: normalise each crop by its own mean and deviation."
-        if apart
-        else "Crops are alike in brightness: one fixed range serves all of them."
-    )
-    return Finding(topic="Intensity", finding=text, consequence=advice)
+    The median of the classes' fractions over a class's own (Eigen and Fergus, "Predicting
+    depth, surface normals and semantic labels", ICCV 2015), between 0.1 and 10, because a
+    larger one lets single voxels steer a step.
+    """
+    fractions = _fractions(rows)
+    middle = float(np.median(list(fractions.values()))) if fractions else 0.0
+    return {
+        name: float(np.clip(middle / fraction, 1 / _MAX_WEIGHT, _MAX_WEIGHT))
+        for name, fraction in fractions.items()
+    }
 
 
 def known_fraction(row: dict[str, Any]) -> float | None:
@@ -129,37 +73,122 @@ def known_fraction(row: dict[str, Any]) -> float | None:
     return float(row["voxels"]["present"] / known) if known else None
 
 
+def _fractions(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Fraction of each class that is present anywhere."""
+    return {r["name"]: f for r in rows if (f := known_fraction(r))}
+
+
+def _sizes(cases: Sequence[dict[str, Any]], proposed: dict[str, Any]) -> Finding:
+    shapes = np.array([c["image_stats"]["shape"][0][::-1] for c in cases])
+    low, middle, high = (f(shapes, axis=0) for f in (np.min, np.median, np.max))
+    patch = proposed["patch_size_vox"]
+    smaller = int((shapes < np.array(patch)).any(axis=1).sum())
+    padded = (
+        f"{smaller} of {len(cases)} crops are smaller on some axis and are padded to it"
+        if smaller
+        else "every crop holds a whole one"
+    )
+    return Finding(
+        topic="Crop sizes",
+        finding=f"{_times(low)} to {_times(high)} voxels (z × y × x), median {_times(middle)}.",
+        consequence=f"Patch size {_times(patch)}, batch size {proposed['batch_size']}; {padded}.",
+    )
+
+
+def _spacing(cases: Sequence[dict[str, Any]]) -> Finding:
+    spacing = np.array([c["image_stats"]["spacing"][::-1] for c in cases])
+    low, high = spacing.min(axis=0), spacing.max(axis=0)
+    if not np.allclose(low, high, rtol=1e-3):
+        return Finding(
+            topic="Voxel spacing",
+            finding=f"Not the same in all crops: {_times(low)} to {_times(high)} nm (z × y × x).",
+            consequence="One model sees structures at several sizes: convert to one "
+            "--target_spacing, or accept that it must learn them all.",
+        )
+    anisotropy = float((spacing.max(axis=1) / spacing.min(axis=1)).max())
+    return Finding(
+        topic="Voxel spacing",
+        finding=f"{_times(high)} nm (z × y × x) in all {len(cases)} crops.",
+        consequence="No resampling is needed in training."
+        if anisotropy < _ANISOTROPIC
+        else f"Voxels are {anisotropy:.1f} times longer on one axis: make patches shorter there.",
+    )
+
+
+def _intensity(
+    summary: dict[str, Any], cases: Sequence[dict[str, Any]], proposed: dict[str, Any]
+) -> Finding:
+    every = [c["image_stats"]["intensity"][0] for c in cases]
+    inside = summary["image_foreground_stats"]["intensity"]
+    means = np.array([o["mean"] for o in every])
+    within = float(np.mean([o["stdev"] for o in every]))
+    text = f"{min(o['min'] for o in every):g} to {max(o['max'] for o in every):g}"
+    if inside:
+        text += (
+            f"; in labelled voxels {inside['percentile_00_5']:.4g} to "
+            f"{inside['percentile_99_5']:.4g} (0.5 to 99.5 %)"
+        )
+    text += f". Crop means spread by ±{means.std():.3g}, voxels within a crop by ±{within:.3g}."
+    scale = proposed["normalisation"]
+    advice = (
+        f"Clip to {scale['clip_low']:.4g} … {scale['clip_high']:.4g}, subtract {scale['mean']:.4g} "
+        f"and divide by {scale['stdev']:.4g}, in all crops alike. "
+    )
+    # Where crops differ among themselves as much as voxels do inside one, a fixed range
+    # makes the same structure look different from crop to crop.
+    advice += (
+        "Crops differ in brightness: keep the intensity augmentation on."
+        if means.std() > 0.5 * within
+        else "Crops are alike in brightness."
+    )
+    return Finding(topic="Intensity", finding=text, consequence=advice)
+
+
 def _balance(rows: Sequence[dict[str, Any]]) -> list[Finding]:
-    fractions = {r["name"]: f for r in rows if (f := known_fraction(r))}
+    fractions = _fractions(rows)
     if not fractions:
         return []
-    most, least = max(fractions, key=fractions.__getitem__), min(fractions, key=fractions.get)  # type: ignore[arg-type]
-    found = [
+    ordered = sorted(fractions.items(), key=lambda item: -item[1])
+    (most, large), (least, small) = ordered[0], ordered[-1]
+    weights = class_weights(rows)
+    heavy = sorted(weights, key=lambda name: -weights[name])[:5]
+    listed = ", ".join(f"{name} {weights[name]:.2g}" for name in heavy)
+    return [
         Finding(
             topic="Class balance",
-            finding=f"{most} fills {fractions[most]:.3%} of its known voxels, {least} "
-            f"{fractions[least]:.3%}: a ratio of {fractions[most] / fractions[least]:.3g}.",
-            consequence="Sample patches by class and weight the loss by class."
-            if fractions[most] > 10 * fractions[least]
+            finding=f"{most} fills {large:.3%} of its known voxels, {least} {small:.3%}: "
+            f"a ratio of {large / small:.3g}.",
+            consequence="Patches are sampled by class. A loss that weights classes takes the "
+            f"weights of the table below (highest: {listed})."
+            if large > _UNBALANCED * small
             else "No special sampling is needed.",
         )
     ]
+
+
+def _rare(rows: Sequence[dict[str, Any]]) -> list[Finding]:
+    fractions = _fractions(rows)
     rare = [
-        f"{r['name']} ({fractions[r['name']]:.2g} of voxels, {r['present_in']} crops)"
+        f"{r['name']} ({r['voxels']['present']:,} voxels, {fractions[r['name']]:.2g} of those "
+        f"known, in {_crops(r['present_in'])})"
         for r in rows
         if r["name"] in fractions
         and (fractions[r["name"]] < _RARE_FRACTION or r["present_in"] < _FEW_CROPS)
     ]
-    if rare:
-        found.append(
-            Finding(
-                topic="Rare classes",
-                finding=f"{len(rare)} of {len(rows)} classes: {', '.join(rare)}.",
-                consequence="With fewer crops than folds a class is not validated in every fold; "
-                "its Dice rests on few voxels. Annotate more of it, or leave it out.",
-            )
+    if not rare:
+        return []
+    return [
+        Finding(
+            topic="Too rare to trust",
+            finding=f"{len(rare)} of {len(rows)} classes: {', '.join(rare)}.",
+            consequence="With fewer crops than folds a class is not validated in every fold; "
+            "its Dice rests on few voxels. Annotate more of it, or leave it out.",
         )
-    return found
+    ]
+
+
+def _crops(count: int) -> str:
+    return "1 crop" if count == 1 else f"{count} crops"
 
 
 def _missing(rows: Sequence[dict[str, Any]]) -> list[Finding]:

@@ -1,4 +1,4 @@
-"""Pictures of the statistics: class balance, crop sizes, what is annotated where."""
+"""Pictures of the statistics: class balance, intensity, crop sizes, what is annotated where."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from cellmap_core.datastats.findings import known_fraction, name_of
+from cellmap_core.datastats.findings import known_fraction
+from cellmap_core.datastats.outliers import name_of
 from cellmap_core.report.figures import bar_plot, new_figure, to_png
 
 # Not annotated, annotated and absent, annotated and unknown throughout, present.
@@ -26,6 +27,34 @@ def class_balance(summary: dict[str, Any]) -> bytes:
         log=True,
         missing="none",
     )
+
+
+def intensity(cases: Sequence[dict[str, Any]]) -> bytes:
+    """PNG of the intensities of each dataset: its crops' medians, and how far their tails reach."""
+    by_dataset: dict[str, list[dict[str, float]]] = {}
+    for case in cases:
+        dataset = (case.get("cellmap") or {}).get("dataset") or "all"
+        by_dataset.setdefault(dataset, []).append(case["image_stats"]["intensity"][0])
+    names = sorted(by_dataset)
+    figure, axes = new_figure(height=1.1 + 0.28 * len(names))
+    for place, name in enumerate(names):
+        ops = by_dataset[name]
+        ends = {
+            key: float(np.mean([o[key] for o in ops]))
+            for key in ("percentile_00_5", "percentile_10_0", "percentile_90_0", "percentile_99_5")
+        }
+        axes.hlines(place, ends["percentile_00_5"], ends["percentile_99_5"], color="#9ecae1", lw=2)
+        axes.hlines(place, ends["percentile_10_0"], ends["percentile_90_0"], color="#3182bd", lw=6)
+        medians = [o["median"] for o in ops]
+        axes.plot(medians, [place] * len(ops), "o", ms=4, mfc="#fdae6b", mec="#8c2d04", mew=0.6)
+    axes.set_yticks(range(len(names)), [f"{n} ({len(by_dataset[n])})" for n in names], fontsize=8)
+    axes.invert_yaxis()
+    axes.margins(y=0.08 if len(names) > 3 else 0.3)
+    axes.set_xlabel(
+        "intensity: dots crop medians, bars 10 to 90 %, lines 0.5 to 99.5 %", fontsize=9
+    )
+    axes.grid(axis="x", alpha=0.3)
+    return to_png(figure)
 
 
 def crop_sizes(cases: Sequence[dict[str, Any]]) -> bytes:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from cellmap_core.datastats.distribution import ops_of_rows, summary_of_ops
 
 Case = dict[str, Any]
@@ -30,35 +32,69 @@ def summarize(cases: Sequence[Case], classes: Sequence[str]) -> dict[str, Any]:
         Auto3DSeg's summary, and ``class_stats``: a row for each class of ``classes`` over the
         crops in which it is annotated. Intensities are None where no case has such a voxel.
     """
-    # One order whatever the order they come in: a sum of floats depends on it.
-    ordered = sorted(cases, key=lambda c: (c["image_filepath"], c["label_filepath"]))
-    images = [c["image_stats"] for c in ordered]
+    ordered = _ordered(cases)
+    summary = summarize_plain(ordered)
+    rows = [
+        {"name": name, "index": number, **_class_row(ordered, number)}
+        for number, name in enumerate(classes, start=1)
+    ]
+    return {**summary, "class_stats": rows, "n_cases": summary["n_cases"]}
+
+
+def summarize_plain(cases: Sequence[Case]) -> dict[str, Any]:
+    """Reduce case statistics to Auto3DSeg's ``stats_summary`` and nothing else.
+
+    Parameters
+    ----------
+    cases : sequence of dict
+        What ``plain_statistics`` returned, in any order: the result is the same. Labels and
+        histograms are summed up where the cases have them.
+    """
+    ordered = _ordered(cases)
+    summary: dict[str, Any] = {"image_stats": _image_stats([c["image_stats"] for c in ordered])}
+    if "label_stats" in ordered[0]:
+        foreground = [c["image_foreground_stats"]["intensity"] for c in ordered]
+        summary["image_foreground_stats"] = {"intensity": _intensity(foreground)}
+        summary["label_stats"] = _label_stats(ordered)
+    if "image_histogram" in ordered[0]:
+        histograms = [c["image_histogram"] for c in ordered]
+        summary["image_histogram"] = {"histogram": _histogram(histograms)}
+    return {**summary, "n_cases": len(ordered)}
+
+
+def _ordered(cases: Sequence[Case]) -> list[Case]:
+    """One order whatever the order they come in: a sum of floats depends on it."""
+    return sorted(cases, key=lambda c: (c["image_filepath"], c["label_filepath"]))
+
+
+def _image_stats(images: Sequence[dict[str, Any]]) -> dict[str, Any]:
     per_axis = {
-        "shape": [i["shape"][0] for i in images],
+        "shape": [shape for i in images for shape in i["shape"]],
         "channels": [i["channels"] for i in images],
-        "cropped_shape": [i["cropped_shape"][0] for i in images],
+        "cropped_shape": [shape for i in images for shape in i["cropped_shape"]],
         "spacing": [i["spacing"] for i in images],
         "sizemm": [i["sizemm"] for i in images],
     }
-    foreground = [c["image_foreground_stats"]["intensity"] for c in ordered]
     return {
-        "image_stats": {
-            **{name: ops_of_rows(rows) for name, rows in per_axis.items()},
-            "intensity": _intensity([i["intensity"] for i in images]),
-        },
-        "image_foreground_stats": {"intensity": _intensity(foreground)},
-        "label_stats": _label_stats(ordered),
-        "class_stats": [
-            {"name": name, "index": number, **_class_row(ordered, number)}
-            for number, name in enumerate(classes, start=1)
-        ],
-        "n_cases": len(ordered),
+        **{name: ops_of_rows(rows) for name, rows in per_axis.items()},
+        "intensity": _intensity([i["intensity"] for i in images]),
     }
 
 
+def _histogram(per_case: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Counts added up by channel; the edges are the same in all cases."""
+    return [
+        {
+            "counts": np.sum([channel["counts"] for channel in channels], axis=0).tolist(),
+            "bin_edges": channels[0]["bin_edges"],
+        }
+        for channels in zip(*per_case, strict=True)
+    ]
+
+
 def _intensity(per_case: Sequence[list[dict[str, Any]]]) -> dict[str, float] | None:
-    """Summary over the cases that have such voxels (a channel list is empty where none)."""
-    some = [channels[0] for channels in per_case if channels]
+    """Summary over all channels of the cases that have such voxels (the others list none)."""
+    some = [ops for channels in per_case for ops in channels]
     return summary_of_ops(some) if some else None
 
 

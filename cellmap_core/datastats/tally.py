@@ -1,14 +1,15 @@
 """What is counted in the voxels of one case: intensities by label id, the image's box.
 
-8- and 16-bit unsigned images stream by in slabs and leave a histogram for each label id,
-exact and small. Other images (float, signed) are read whole and sorted: exact too, at some
-20 bytes a voxel.
+The files stream by in slabs, once where the image is of 8 or 16 bits without a sign, else
+twice: what the counting needs to know of other images (their range, the box) takes a look at
+all voxels first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,39 @@ from numpy.typing import NDArray
 
 from cellmap_core import nifti
 from cellmap_core.datastats.components import Components
+from cellmap_core.datastats.counters import (
+    EXACT_RANGE,
+    AdaptiveCounter,
+    Counter,
+    ExactCounter,
+    upper_half,
+)
 from cellmap_core.datastats.distribution import Distribution
+from cellmap_core.datastats.label_ids import AnyIds, LabelIds, TableIds
 from cellmap_core.errors import StatisticsError
-from cellmap_core.grid import Grid
+from cellmap_core.grid import Grid, Shape
 
 _SLAB_VOXELS = 4 << 20
-# A histogram's index stays in the cache for a block of this many voxels.
-_BLOCK_VOXELS = 1 << 16
+
+
+@dataclass(frozen=True)
+class Channel:
+    """Counts of one channel of an image.
+
+    Attributes
+    ----------
+    by_id : dict
+        Intensities of the voxels of each label id that occurs.
+    box_vox : tuple of int
+        Size (z, y, x) of the smallest box around all voxels above 0; the whole volume where
+        there is none, for then there is nothing to crop to.
+    in_box : Distribution
+        Intensities in that box.
+    """
+
+    by_id: dict[int, Distribution]
+    box_vox: Shape
+    in_box: Distribution
 
 
 @dataclass(frozen=True)
@@ -34,33 +61,38 @@ class Tally:
     ----------
     grid : Grid
         Of the image, from its header.
-    by_id : dict
-        Intensities of the voxels of each label id that occurs.
-    box_vox : tuple of int
-        Size (z, y, x) of the smallest box around all voxels above 0; the whole volume where
-        there is none, for then there is nothing to crop to.
-    in_box : Distribution
-        Intensities in that box.
+    dtype : numpy.dtype
+        Of the image.
+    channels : tuple of Channel
+        One of a plain volume.
     shapes : dict
         Bounding boxes (x, y, z) of the components by label id; None when not asked for.
     """
 
     grid: Grid
-    by_id: dict[int, Distribution]
-    box_vox: tuple[int, int, int]
-    in_box: Distribution
+    dtype: np.dtype[Any]
+    channels: tuple[Channel, ...]
     shapes: dict[int, list[list[int]]] | None
 
+    def voxels(self) -> dict[int, int]:
+        """Number of voxels of each label id that occurs, sorted by id."""
+        by_id = self.channels[0].by_id
+        return {i: by_id[i].total for i in sorted(by_id)}
 
-def tally(image: Path, label: Path, n_ids: int, components: bool) -> Tally:
+
+def tally(
+    image: Path, label: Path | None, n_ids: int | None = None, components: bool = False
+) -> Tally:
     """Count one case.
 
     Parameters
     ----------
-    image, label : Path
-        NIfTI files of one grid.
-    n_ids : int
-        Ids of the label table; an id from there on is an error.
+    image : Path
+        NIfTI file; a fourth axis holds channels.
+    label : Path or None
+        NIfTI file of the same grid; None counts all voxels under the id 0.
+    n_ids : int or None
+        Ids of the label table; an id from there on is an error. None takes any ids.
     components : bool
         Whether to find connected components.
 
@@ -68,14 +100,126 @@ def tally(image: Path, label: Path, n_ids: int, components: bool) -> Tally:
     ------
     StatisticsError
         The grids differ, an id is not in the table, or an intensity is not finite.
+    NiftiError
+        A file cannot be read.
     """
-    grid = _common_grid(image, label)
+    grid = nifti.read_grid(image) if label is None else _common_grid(image, label)
     found = Components() if components else None
-    if nifti.read_dtype(image) in (np.uint8, np.uint16):
-        by_id, box, in_box = _streamed(image, label, grid, n_ids, found)
-    else:
-        by_id, box, in_box = _whole(image, label, n_ids, found)
-    return Tally(grid, by_id, box, in_box, found.shapes() if found else None)
+    ids: LabelIds = AnyIds() if n_ids is None else TableIds(n_ids)
+    case = _Case(image, label, grid, ids)
+    channels = tuple(
+        _channel(case, number, found if number == 0 else None)
+        for number in range(nifti.read_channels(image))
+    )
+    shapes = {ids.id_of(n): boxes for n, boxes in found.shapes().items()} if found else None
+    return Tally(grid, nifti.read_dtype(image), channels, shapes)
+
+
+@dataclass(frozen=True)
+class _Case:
+    """The two files of a case, slab by slab."""
+
+    image: Path
+    label: Path | None
+    grid: Grid
+    ids: LabelIds
+
+    def values(self, channel: int) -> Iterator[NDArray[Any]]:
+        """Sections of one channel."""
+        size = self._sections() * self._section() * nifti.read_dtype(self.image).itemsize
+        return nifti.iter_slabs(self.image, size, channel)
+
+    def pairs(self, channel: int) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+        """Sections of one channel, each with its labels' numbers."""
+        if self.label is None:
+            for values in self.values(channel):
+                yield values, self.ids.numbers(np.zeros(values.shape, np.uint8))
+            return
+        size = self._sections() * self._section() * nifti.read_dtype(self.label).itemsize
+        labels = nifti.iter_slabs(self.label, size)
+        for values, raw in zip(self.values(channel), labels, strict=True):
+            yield values, self.ids.numbers(raw)
+
+    def _section(self) -> int:
+        return self.grid.shape_vox[1] * self.grid.shape_vox[2]
+
+    def _sections(self) -> int:
+        return max(1, _SLAB_VOXELS // self._section())
+
+
+def _channel(case: _Case, number: int, components: Components | None) -> Channel:
+    if nifti.read_dtype(case.image) in (np.uint8, np.uint16):
+        return _in_one_pass(case, number, components)
+    return _in_two_passes(case, number, components)
+
+
+def _in_one_pass(case: _Case, number: int, components: Components | None) -> Channel:
+    """Of unsigned images: outside the box every voxel is 0, so that one look is enough."""
+    counter = ExactCounter(0, 1 << (8 * nifti.read_dtype(case.image).itemsize))
+    box = _Box()
+    for values, numbers in case.pairs(number):
+        box.add(values)
+        counter.add(values.ravel(), numbers.ravel())
+        if components:
+            components.add(numbers)
+    size = box.size()
+    everything = np.sum(list(counter.counts.values()), axis=0)
+    everything[0] -= int(np.prod(case.grid.shape_vox)) - int(np.prod(size))
+    by_id = {case.ids.id_of(n): of for n, of in counter.distributions().items()}
+    return Channel(by_id, size, Distribution.of_histogram(everything))
+
+
+def _in_two_passes(case: _Case, number: int, components: Components | None) -> Channel:
+    """Of all other images: first the box and where the values are, then the counting."""
+    box, range_ = _Box(), _Range()
+    for values in case.values(number):
+        if not np.isfinite(values).all():
+            raise StatisticsError(
+                f"{case.image.name} holds NaN or infinite intensities",
+                "finite numbers",
+                "convert it again",
+            )
+        box.add(values)
+        range_.add(values)
+    counter, z = range_.counter(), 0
+    for values, numbers in case.pairs(number):
+        # One number more a voxel: whether it lies in the box.
+        doubled = numbers.astype(np.uint32) * 2
+        doubled[box.part(z, len(values))] += 1
+        counter.add(values.ravel(), doubled.ravel())
+        if components:
+            components.add(numbers)
+        z += len(values)
+    parts = counter.distributions()
+    by_id = {
+        case.ids.id_of(n): Distribution.merged(parts[k] for k in (2 * n, 2 * n + 1) if k in parts)
+        for n in sorted({k // 2 for k in parts})
+    }
+    in_box = Distribution.merged(of for k, of in parts.items() if k % 2)
+    return Channel(by_id, box.size(), in_box)
+
+
+class _Range:
+    """What values an image has: whether all are whole numbers, from where to where."""
+
+    def __init__(self) -> None:
+        self._low, self._high, self._whole = np.inf, -np.inf, True
+        self._coarse = np.zeros(1 << 16, np.int64)
+
+    def add(self, values: NDArray[Any]) -> None:
+        self._low = min(self._low, float(values.min()))
+        self._high = max(self._high, float(values.max()))
+        self._whole = self._whole and (
+            values.dtype.kind != "f" or bool((np.rint(values) == values).all())
+        )
+        self._coarse += upper_half(values.ravel())
+
+    def counter(self) -> Counter:
+        """What counts such values best."""
+        span = self._high - self._low + 1
+        if self._whole and span <= EXACT_RANGE:
+            return ExactCounter(int(self._low), int(span))
+        return AdaptiveCounter(self._coarse)
 
 
 def _common_grid(image: Path, label: Path) -> Grid:
@@ -112,103 +256,22 @@ class _Box:
         self._z.append(image.reshape(len(image), -1).max(axis=1) > 0)
         self._yx = [np.max([*self._yx, image.max(axis=0)], axis=0)]
 
-    def slices(self) -> tuple[slice, slice, slice] | None:
-        """The box, or None where no voxel is above 0."""
-        yx = self._yx[0] > 0
-        lines = [np.flatnonzero(a) for a in (np.concatenate(self._z), yx.any(axis=1), yx.any(0))]
-        if not len(lines[0]):
-            return None
-        z, y, x = (slice(int(line[0]), int(line[-1]) + 1) for line in lines)
+    def size(self) -> Shape:
+        """Size of the box (z, y, x)."""
+        z, y, x = (s.stop - s.start for s in self._slices)
         return z, y, x
 
+    def part(self, start: int, count: int) -> tuple[slice, slice, slice]:
+        """The box's part of the sections from ``start`` on."""
+        z, y, x = self._slices
+        return slice(max(z.start - start, 0), min(max(z.stop - start, 0), count)), y, x
 
-_Counted = tuple[dict[int, Distribution], tuple[int, int, int], Distribution]
-
-
-def _streamed(
-    image: Path, label: Path, grid: Grid, n_ids: int, components: Components | None
-) -> _Counted:
-    bins = 1 << (8 * nifti.read_dtype(image).itemsize)
-    histograms: dict[int, NDArray[np.int64]] = {}
-    box = _Box()
-    for voxels, raw in _pairs(image, label, grid):
-        ids = _checked_ids(raw, n_ids)
-        box.add(voxels)
-        _count_joint(histograms, voxels, ids, bins)
-        if components:
-            components.add(ids)
-    slices = box.slices()
-    size = tuple(s.stop - s.start for s in slices) if slices else grid.shape_vox
-    everything = np.sum(list(histograms.values()), axis=0)
-    # Outside the box every voxel is 0: nothing needs to be counted twice.
-    everything[0] -= int(np.prod(grid.shape_vox)) - int(np.prod(size))
-    by_id = {i: Distribution.of_histogram(histograms[i]) for i in sorted(histograms)}
-    return by_id, (size[0], size[1], size[2]), Distribution.of_histogram(everything)
-
-
-def _pairs(image: Path, label: Path, grid: Grid) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
-    """Image and label slabs of the same sections."""
-    section = grid.shape_vox[1] * grid.shape_vox[2]
-    sections = max(1, _SLAB_VOXELS // section)
-    slab_bytes = [sections * section * nifti.read_dtype(p).itemsize for p in (image, label)]
-    return zip(
-        nifti.iter_slabs(image, slab_bytes[0]), nifti.iter_slabs(label, slab_bytes[1]), strict=True
-    )
-
-
-def _count_joint(
-    histograms: dict[int, NDArray[np.int64]], image: NDArray[Any], ids: NDArray[Any], bins: int
-) -> None:
-    """Add a slab to the histograms by id."""
-    values, flat = image.ravel(), ids.ravel()
-    present = np.arange(int(flat.max()) + 1)
-    if len(present) * bins > _BLOCK_VOXELS:
-        # Only the ids that occur get a row: tables are long, crops hold few of their ids.
-        present = np.flatnonzero(np.bincount(flat))
-    row = np.zeros(int(present[-1]) + 1, dtype=np.intp)
-    row[present] = np.arange(len(present)) * bins
-    joint = np.zeros(len(present) * bins, dtype=np.int64)
-    step = max(_BLOCK_VOXELS, 2 * len(joint))
-    for start in range(0, len(flat), step):
-        index = row[flat[start : start + step]]
-        index += values[start : start + step]
-        joint += np.bincount(index, minlength=len(joint))
-    for i, counts in zip(present.tolist(), joint.reshape(-1, bins), strict=True):
-        if counts.any():
-            histograms[i] = histograms[i] + counts if i in histograms else counts
-
-
-def _whole(image: Path, label: Path, n_ids: int, components: Components | None) -> _Counted:
-    voxels = nifti.read_volume(image)
-    if not np.isfinite(voxels).all():
-        raise StatisticsError(
-            f"{image.name} holds NaN or infinite intensities", "finite numbers", "convert it again"
-        )
-    ids = _checked_ids(nifti.read_volume(label), n_ids)
-    box = _Box()
-    box.add(voxels)
-    cut = voxels[box.slices() or (slice(None),) * 3]
-    if components:
-        components.add(ids)
-    by_id = {
-        int(i): Distribution.of_samples(voxels[ids == i])
-        for i in np.flatnonzero(np.bincount(ids.ravel()))
-    }
-    return by_id, (cut.shape[0], cut.shape[1], cut.shape[2]), Distribution.of_samples(cut)
-
-
-def _checked_ids(labels: NDArray[Any], n_ids: int) -> NDArray[Any]:
-    """Label ids as unsigned integers, each in the table."""
-    low, high = labels.min(), labels.max()
-    if not (low >= 0 and high < n_ids):
-        raise StatisticsError(
-            f"label ids from {low} to {high}",
-            f"ids 0 to {n_ids - 1} of the label table",
-            "convert the crop again, or correct class_names and label_table in datalist.json",
-        )
-    if labels.dtype.kind == "u":
-        return labels
-    ids = labels.astype(np.uint16)
-    if labels.dtype.kind == "f" and (ids != labels).any():
-        raise StatisticsError("label ids that are not whole numbers", "integer ids")
-    return ids
+    @cached_property
+    def _slices(self) -> tuple[slice, slice, slice]:
+        """The box; the whole volume where no voxel is above 0."""
+        z, yx = np.concatenate(self._z), self._yx[0] > 0
+        if not z.any():
+            return slice(0, len(z)), slice(0, yx.shape[0]), slice(0, yx.shape[1])
+        lines = [np.flatnonzero(a) for a in (z, yx.any(axis=1), yx.any(axis=0))]
+        first, second, third = (slice(int(line[0]), int(line[-1]) + 1) for line in lines)
+        return first, second, third

@@ -8,41 +8,25 @@ from typing import Any
 
 import yaml
 
-from cellmap_core.datastats.analyze import read_summary
-from cellmap_core.datastats.findings import known_fraction
+from cellmap_core.datastats.page import class_table
+from cellmap_core.datastats.reports import read_summary
 from cellmap_core.errors import StatisticsError
 from cellmap_core.models import AnalyzeResult
 from cellmap_core.report.figures import embedded
-from cellmap_core.report.text import MARKDOWN_LIMIT_BYTES, Cell, details, markdown_table
+from cellmap_core.report.text import MARKDOWN_LIMIT_BYTES, Cell, details
 
-_IMAGE_LINK = re.compile(r"!\[([^\]]*)\]\(([^)]+\.png)\)")
+_IMAGE_LINK = re.compile(r"!\[([^\]]*)\]\(([^)]+\.(?:png|jpg))\)")
 
 
 def datastats_table(result: AnalyzeResult) -> list[dict[str, Cell]]:
-    """A row for each class: crops by state, percent of known voxels, intensity where present."""
-    rows: list[dict[str, Cell]] = []
-    for row in read_summary(result.datastats)["class_stats"]:
-        fraction, intensity = known_fraction(row), row["image_intensity"]
-        rows.append(
-            {
-                "class": row["name"],
-                "id": row["index"],
-                "annotated crops": row["annotated_in"],
-                "present crops": row["present_in"],
-                "absent crops": row["absent_in"],
-                "% of known voxels": None if fraction is None else float(f"{100 * fraction:.4g}"),
-                "intensity": None
-                if intensity is None
-                else f"{intensity['mean']:.1f} ± {intensity['stdev']:.1f}",
-            }
-        )
-    return rows
+    """A row for each class: crops by state, percent of known voxels, weight, intensity."""
+    return class_table(read_summary(result.datastats))
 
 
 def datastats_markdown(result: AnalyzeResult) -> str:
-    """The page: the tally, the findings with their plots, a table by class, the raw summary.
+    """The page: the tally, ``analysis.md`` with its pictures inside, the raw summary.
 
-    Plots that would make the page larger than an artifact should be are named, not shown.
+    Pictures that would make the page larger than an artifact should be are named, not shown.
 
     Raises
     ------
@@ -61,12 +45,7 @@ def datastats_markdown(result: AnalyzeResult) -> str:
         default_flow_style=None,
         sort_keys=False,
     )
-    tail = "\n\n".join(
-        [
-            details("Statistics by class", markdown_table(datastats_table(result))),
-            details("Image statistics (datastats.yaml)", f"```yaml\n{raw}```"),
-        ]
-    )
+    tail = details("Image statistics (datastats.yaml)", f"```yaml\n{raw}```")
     head = f"{summary['n_cases']} cases analysed: {result.tally()}.\n\n"
     room = MARKDOWN_LIMIT_BYTES - len((head + page + tail).encode())
     return f"{head}{_with_pictures(page, result.analysis.parent, room)}\n\n{tail}\n"

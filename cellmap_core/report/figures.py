@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _WIDTH_INCHES = 6.4
 _DPI = 100
 _LOG_FLOOR = 1e-6
+_PNG = b"\x89PNG"
 
 
 def new_figure(height: float = 3.6, columns: int = 1) -> tuple[Figure, Any]:
@@ -35,14 +36,11 @@ def to_png(figure: Figure) -> bytes:
     return sink.getvalue()
 
 
-def data_uri(png: bytes) -> str:
-    """A picture as text that can stand in a markdown image."""
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
-
-
-def embedded(title: str, png: bytes) -> str:
-    """A markdown image that carries its own bytes."""
-    return f"![{title}]({data_uri(png)})"
+def embedded(title: str, picture: bytes) -> str:
+    """A markdown image (of a PNG or JPEG) that carries its own bytes."""
+    kind = "png" if picture.startswith(_PNG) else "jpeg"
+    text = base64.b64encode(picture).decode("ascii")
+    return f"![{title}](data:image/{kind};base64,{text})"
 
 
 def bar_plot(

@@ -7,9 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cellmap_core.datalist import Datalist
+from cellmap_core.datastats.reports import read_summary
 from cellmap_core.errors import StatisticsError
 from cellmap_core.grid import Shape, Triple
 from cellmap_core.models import Frozen
@@ -89,22 +88,43 @@ def derive(
     return make_config({**values, "rules": rules})
 
 
+def propose(summary: Mapping[str, Any], training_cases: int) -> dict[str, tuple[Any, str]]:
+    """What the rules say of a ``stats_summary`` with nothing overridden: value and reason.
+
+    Raises
+    ------
+    StatisticsError
+        The summary lacks what a rule needs.
+    """
+    facts = facts_of(summary, training_cases)
+    values: dict[str, Any] = {}
+    said = {}
+    for name, make in _RULES.items():
+        values[name], reason, _ = make(facts, values)
+        said[name] = (values[name], reason)
+    return said
+
+
 def read_facts(datastats: Path, training_cases: int) -> Facts:
-    """Read what the rules need from a ``datastats.yaml`` (its axes are x, y, z)."""
+    """Read what the rules need from a ``datastats.yaml``."""
+    return facts_of(read_summary(datastats), training_cases)
+
+
+def facts_of(summary: Mapping[str, Any], training_cases: int) -> Facts:
+    """What the rules need of a ``stats_summary`` (its axes are x, y, z)."""
     try:
-        summary = yaml.safe_load(datastats.read_text(encoding="utf-8"))["stats_summary"]
         stats = summary["image_stats"]
         intensity = {k: _number(v) for k, v in stats["intensity"].items() if k != "percentile"}
         shape, spacing = _zyx(stats["shape"]["median"]), _zyx(stats["spacing"]["median"])
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise StatisticsError(
-            f"{datastats} cannot be read ({type(error).__name__}: {error})",
+            f"stats_summary lacks {error}",
             "Auto3DSeg's stats_summary with image_stats shape, spacing and intensity",
             "run the analysis again",
         ) from error
     needed = {"min", "max", "mean", "stdev", "percentile_00_5", "percentile_99_5"}
     if missing := sorted(needed - set(intensity)):
-        raise StatisticsError(f"{datastats} lacks intensity {', '.join(missing)}", "all of OPS")
+        raise StatisticsError(f"stats_summary lacks intensity {', '.join(missing)}", "all of OPS")
     return Facts(
         shape_vox=shape, voxel_nm=spacing, intensity=intensity, training_cases=training_cases
     )

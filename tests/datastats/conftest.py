@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -13,21 +14,40 @@ from cellmap_core.label_table import LabelTable
 SPACING_ZYX = (4.0, 6.0, 8.0)
 
 
+def write(path, volume, voxel_nm=SPACING_ZYX):
+    """Write a volume (z, y, x), or channels of volumes by nibabel."""
+    if volume.ndim == 3:
+        grid = Grid(shape_vox=volume.shape, voxel_nm=voxel_nm, translation_nm=(0.0, 0.0, 0.0))
+        nifti.write_volume(path, grid, volume)
+        return
+    affine = np.diag([*voxel_nm[::-1], 1.0])
+    nib.save(nib.Nifti1Image(volume.transpose(3, 2, 1, 0), affine), path)
+
+
 class DataSet:
     """A folder with NIfTI cases and the datalist that lists them."""
 
     def __init__(self, folder: Path, table: LabelTable):
         self.folder, self.table, self.entries = folder, table, []
 
-    def add(self, name, image, label, annotated=None, suffix=".nii.gz", voxel_nm=SPACING_ZYX):
-        """Write one case (z, y, x arrays) and list it."""
+    def add(
+        self,
+        name,
+        image,
+        label,
+        annotated=None,
+        suffix=".nii.gz",
+        voxel_nm=SPACING_ZYX,
+        dataset="jrc_test",
+        **about,
+    ):
+        """Write one case (z, y, x arrays; an image of channels first is 4-D) and list it."""
         paths = {}
         for kind, volume in (("images", image), ("labels", label)):
             volume = np.asarray(volume)
             relative = f"{kind}/{name}{suffix}"
             (self.folder / kind).mkdir(exist_ok=True, parents=True)
-            grid = Grid(shape_vox=volume.shape, voxel_nm=voxel_nm, translation_nm=(0.0, 0.0, 0.0))
-            nifti.write_volume(self.folder / relative, grid, volume)
+            write(self.folder / relative, volume, voxel_nm)
             paths[kind] = relative
         if annotated is None:
             annotated = range(1, len(self.table.classes) + 1)
@@ -37,7 +57,11 @@ class DataSet:
             fold=len(self.entries) % 2,
             annotated_classes=tuple(annotated),
             cellmap=CaseInfo(
-                dataset="jrc_test", crop=name, voxel_nm=voxel_nm, translation_nm=(0.0, 0.0, 0.0)
+                dataset=dataset,
+                crop=name,
+                voxel_nm=voxel_nm,
+                translation_nm=(0.0, 0.0, 0.0),
+                **about,
             ),
         )
         self.entries.append(entry)

@@ -1,17 +1,21 @@
 """The stage: the summary by label value, caching, failures, files."""
 
 import gzip
+import re
 
 import numpy as np
 import pytest
 import yaml
 
 from cellmap_core.datastats import analyze as stage
-from cellmap_core.datastats.analyze import analyze, read_summary
+from cellmap_core.datastats.analyze import analyze
 from cellmap_core.datastats.findings import findings
 from cellmap_core.datastats.reduce import summarize
-from cellmap_core.errors import StatisticsError
+from cellmap_core.datastats.reports import read_summary
+from cellmap_core.errors import BusyError, StatisticsError
 from cellmap_core.label_table import UNKNOWN
+from cellmap_core.provenance import held
+from cellmap_core.training.rules import propose
 
 
 def case_of(labels):
@@ -235,8 +239,46 @@ def test_work_runs_in_other_processes(three, tmp_path):
     from multiprocessing import get_context
 
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        result = analyze(three.write(), tmp_path / "work", mapper=pool.map)
+
+        def spread(function, items, *, done=None, lost=None):
+            results = list(pool.map(function, items))
+            for result in results:
+                done(result)
+            return results
+
+        result = analyze(three.write(), tmp_path / "work", mapper=spread)
     assert result.done == 3
+    here = analyze(three.write(), tmp_path / "here")
+    for name in ("datastats.yaml", "datastats_by_case.yaml", "analysis.md"):
+        assert (tmp_path / "work" / name).read_bytes() == (tmp_path / "here" / name).read_bytes()
+    assert here.done == 3
+
+
+def test_a_case_whose_worker_dies_is_named_and_the_rest_goes_on(three, tmp_path):
+    def killer(function, items, *, done=None, lost=None):
+        results = [lost(items[0], RuntimeError("gone")), *map(function, items[1:])]
+        for result in results:
+            done(result)
+        return results
+
+    result = analyze(three.write(), tmp_path / "work", mapper=killer)
+    assert [(f.item, f.reason) for f in result.failures] == [
+        ("jrc_test/crop0", "its worker was killed (RuntimeError); out of memory?")
+    ]
+    assert result.done == 2
+
+
+def test_progress_is_told(three, tmp_path):
+    told = []
+    analyze(three.write(), tmp_path / "work", report=lambda part, what: told.append((part, what)))
+    assert [part for part, _ in told] == pytest.approx([1 / 3, 2 / 3, 1])
+    assert told[-1][1].startswith("3 of 3, ")
+
+
+def test_one_analysis_at_a_time_in_one_folder(three, tmp_path):
+    work = tmp_path / "work"
+    with held(work / ".cache" / "datastats"), pytest.raises(BusyError, match="another run"):
+        analyze(three.write(), work)
 
 
 def test_findings_name_what_follows(three, tmp_path):
@@ -244,13 +286,17 @@ def test_findings_name_what_follows(three, tmp_path):
     result = analyze(three.write(), tmp_path / "work")
     document = yaml.safe_load(result.datastats_by_case.read_text())
     found = {f.topic: f for f in findings(document["stats_summary"], document["stats_by_cases"])}
-    assert "8 × 6 × 4 nm" in found["Voxel spacing"].finding
-    assert "Constant images: blank" in found["Intensity"].finding
-    assert "class14 (0.14 of voxels, 1 crops)" in found["Rare classes"].finding
+    assert "4 × 6 × 8 nm" in found["Voxel spacing"].finding
+    assert (
+        "class14 (12 voxels, 0.14 of those known, in 1 crop)" in found["Too rare to trust"].finding
+    )
     assert "class3" in found["Classes nowhere present"].finding
     assert "class1," not in found["Classes nowhere present"].finding
     assert "Classes nowhere annotated" not in found
-    assert "4 × 3 × 2 to 4 × 3 × 3" in found["Crop sizes"].finding
+    assert "2 × 3 × 4 to 3 × 3 × 4" in found["Crop sizes"].finding
+    (size,) = re.findall("Patch size (.*?), batch size", found["Crop sizes"].consequence)
+    proposed = propose(document["stats_summary"], 4)
+    assert size == " × ".join(map(str, proposed["patch_size_vox"][0]))
 
 
 def test_findings_see_mixed_spacing(new_data_set, tmp_path):

@@ -80,15 +80,15 @@ def test_datastats_table(analyzed):
     rows = datastats_table(analyzed)
     assert_plain(rows)
     assert [tuple(r.values()) for r in rows] == [
-        ("mito", 1, 1, 1, 0, 50.0, "200.0 ± 0.0"),
-        ("er", 2, 1, 0, 1, 0.0, None),
-        ("nuc", 3, 0, 0, 0, None, None),
+        ("mito", 1, 1, 1, 0, 50.0, 1.0, "200.0 ± 0.0"),
+        ("er", 2, 1, 0, 1, 0.0, None, None),
+        ("nuc", 3, 0, 0, 0, None, None, None),
     ]
 
 
 def test_datastats_page_carries_its_pictures(analyzed):
     page = datastats_markdown(analyzed)
-    assert_page(page, 3)
+    assert_page(page, 4)
     assert "gone.nii.gz" in page
     assert "1 cases analysed: 1 made, 0 up to date, 1 failed" in page
     assert "| mito | 1 |" in page
@@ -283,7 +283,8 @@ def test_pictures_are_the_same_bytes_for_the_same_data():
         return figures.bar_plot(["a", "b"], [1.0, None], "x", log=True)
 
     assert draw() == draw()
-    assert figures.data_uri(b"abc") == "data:image/png;base64,YWJj"
+    assert figures.embedded("a", PNG) == "![a](data:image/png;base64,iVBORw0KGgo=)"
+    assert figures.embedded("a", b"abc") == "![a](data:image/jpeg;base64,YWJj)"
 
 
 def test_importing_the_pages_draws_nothing():
