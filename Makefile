@@ -8,14 +8,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup run up down test lint types bench clean
+.PHONY: help setup run up down test lint types bench bench-convert bench-analyze clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make run    set up, then run the whole pipeline on a small synthetic data set"
 	@echo "make test   set up, then lint, check types and run all tests"
 	@echo "make up     keep the service (server, work pool, worker) running; make down ends it"
-	@echo "make bench  time conversion against zarr + scipy + nibabel, its memory, scaling and overhead"
+	@echo "make bench  time conversion against zarr + scipy + nibabel and analysis against MONAI"
+	@echo "            (one of them: make bench-convert or bench-analyze, PARTS=\"speed memory ...\")"
 	@echo "make lint   ruff;  make types   mypy;  make clean   remove the environment and work/"
 
 setup: $(STAMP)
@@ -47,7 +48,11 @@ test: lint types
 
 # BENCH="speed memory scaling overhead" chooses; all of them take a quarter of an hour and 4 GB of disk.
 bench: $(STAMP)
-	$(BIN)/python -m tests.bench.convert $(BENCH)
+	$(BIN)/python -m tests.bench.convert
+	$(BIN)/python -m tests.bench.analyze
+
+bench-convert bench-analyze: bench-%: $(STAMP)
+	$(BIN)/python -m tests.bench.$* $(PARTS)
 
 clean:
 	rm -rf $(VENV) work

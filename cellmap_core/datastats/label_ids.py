@@ -60,10 +60,11 @@ class TableIds:
 
 
 class AnyIds:
-    """Ids of no known table, up to 64 bits: numbered as they come."""
+    """Ids of no known table, up to 64 bits: numbered as they come, but bytes as they are."""
 
     def __init__(self) -> None:
         self._ids: list[int] = []
+        self._bytes = False
         self._number: dict[int, int] = {}
 
     def numbers(self, labels: NDArray[Any]) -> Numbers:
@@ -74,6 +75,9 @@ class AnyIds:
         StatisticsError
             An id is not a whole number.
         """
+        if labels.dtype == np.uint8:
+            self._bytes = True
+            return labels
         if labels.dtype.kind not in "ui":
             labels = _whole(labels, np.int64)
         if labels.min() >= 0 and labels.max() < _TABLE:
@@ -90,7 +94,7 @@ class AnyIds:
 
     def id_of(self, number: int) -> int:
         """See :class:`LabelIds`."""
-        return self._ids[number]
+        return number if self._bytes else self._ids[number]
 
     def _numbered(self, ids: list[int]) -> list[int]:
         for i in ids:

@@ -99,8 +99,14 @@ def worker(
     spacing: str = "8",
     workers: int = 1,
 ) -> dict[str, float]:
+    """What one measured process of the conversion tells."""
+    words = (who, datasplit, output, spacing, workers)
+    return told_by("tests.bench.worker", *words, core=core)
+
+
+def told_by(module: str, *words: object, core: int | None = None) -> dict[str, float]:
     """What one measured process tells: seconds, and peak memory over its imports."""
-    command = [sys.executable, "-m", "tests.bench.worker", who, datasplit, output, spacing, workers]
+    command = [sys.executable, "-m", module, *words]
     if core is not None:
         command[:0] = ["taskset", "-c", str(core)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PREFECT_LOGGING_LEVEL": "WARNING"}

@@ -27,7 +27,11 @@ def main() -> None:
         num_fold=2,
     )
     work = {"ours": ours, "peer": peer, "spread": spread, "flow": flow}[who]
-    job = work(options, int(workers))
+    measure(work(options, int(workers)))
+
+
+def measure(job: Callable[[], Any]) -> None:
+    """Run a job whose imports are done; print its seconds and its memory over them."""
     imported = peak_bytes()
     begun = time.perf_counter()
     job()

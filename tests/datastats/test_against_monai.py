@@ -6,7 +6,6 @@ import math
 import numpy as np
 import pytest
 import yaml
-from scipy import ndimage
 
 from cellmap_core.datastats.analyze import analyze
 
@@ -37,15 +36,6 @@ def monai_report(data, output, do_ccp):
         label_key="label",
     ).get_all_case_stats()
     return load(output / "datastats.yaml"), load(output / "datastats_by_case.yaml")
-
-
-class Measure:
-    """What MONAI asks of scikit-image, by scipy: MONAI counts no components without it."""
-
-    @staticmethod
-    def label(mask, background, return_num):
-        assert (background, return_num) == (-1, True)
-        return ndimage.label(mask, structure=np.ones((3, 3, 3)))
 
 
 def load(path):
@@ -99,8 +89,6 @@ def fill(data, rng, blobs, dtype, shapes):
 def test_every_number_is_monais(
     new_data_set, rng, blobs, tmp_path, dtype, shapes, do_ccp, monkeypatch
 ):
-    monkeypatch.setattr("monai.auto3dseg.utils.measure_np", Measure)
-    monkeypatch.setattr("monai.auto3dseg.utils.has_measure", True)
     # Several slabs a case, so that the joins between slabs are compared too.
     monkeypatch.setattr("cellmap_core.datastats.tally._SLAB_VOXELS", 4 * 11 * 17)
     data = new_data_set()

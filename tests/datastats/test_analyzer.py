@@ -9,7 +9,7 @@ import yaml
 from cellmap_core.datastats.analyzer import DataAnalyzer
 from cellmap_core.errors import DatalistError, OptionError, StatisticsError
 from tests.datastats.conftest import write
-from tests.datastats.test_against_monai import Measure, assert_same
+from tests.datastats.test_against_monai import assert_same
 
 
 @pytest.fixture
@@ -59,10 +59,8 @@ def without_intensity(document):
 @pytest.mark.parametrize("do_ccp", [False, True])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_number_of_plain_files_is_monais(
-    plain, rng, blobs, tmp_path, monkeypatch, do_ccp, channels
+    plain, rng, blobs, tmp_path, do_ccp, channels
 ):
-    monkeypatch.setattr("monai.auto3dseg.utils.measure_np", Measure)
-    monkeypatch.setattr("monai.auto3dseg.utils.has_measure", True)
     for shape in ((9, 11, 7), (8, 10, 12)):
         many = (channels, *shape) if channels > 1 else shape
         datalist = plain(rng.integers(1, 250, many).astype(np.uint8), blobs(shape, 3))
