@@ -109,8 +109,8 @@ class _WorkOptions(Frozen):
     )
 
 
-class AnalyzeOptions(_WorkOptions):
-    """Options of ``analyze``: statistics of all cases."""
+class AnalyzeOptions(_WorkOptions, ConvertOptions):
+    """Options of ``analyze``: statistics of all cases, of a datalist or straight of a datasplit."""
 
     do_ccp: bool = Field(False, description="count connected components of each label too")
 
@@ -144,7 +144,7 @@ class EnsembleOptions(_AlgoOptions):
     folds: list[int] | None = Field(None, description="use only these folds' models")
 
 
-class FullOptions(ConvertOptions, AnalyzeOptions, GenerateOptions, TrainOptions):
+class FullOptions(AnalyzeOptions, GenerateOptions, TrainOptions):
     """Options of ``full``: everything, from the datasplit or from a datalist."""
 
     mode: Mode = Field("full", description="which part of the pipeline to run")

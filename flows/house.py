@@ -30,6 +30,7 @@ from cellmap_core import command_line
 from cellmap_core.errors import CellmapError, IncompleteError
 from cellmap_core.models import Frozen, StageResult
 from flows.server import temporary_server
+from flows.terminal import bars
 from tasks.fanout import task_runner
 
 M = TypeVar("M", bound=Frozen)
@@ -70,8 +71,11 @@ def shell(
     model: type[M],
     check: Callable[[M], object],
     arguments: list[str] | None = None,
+    show: Callable[[M], None] | None = None,
 ) -> int:
     """Run a flow from a command line, with no server needed.
+
+    ``show`` prints what came of it, of all that did not fail.
 
     Returns
     -------
@@ -87,13 +91,19 @@ def shell(
     except CellmapError as error:
         return command_line.fail(error, error.exit_code)
     try:
-        with _api():
+        with _api(), bars():
             state = flow(**dict(options), return_state=True)
     except CellmapError as error:
         return command_line.fail(error, error.exit_code)
     except KeyboardInterrupt:
         return command_line.fail(Exception("interrupted; the same command goes on"), 130)
+    if show is not None and (state.is_completed() or _incomplete(state)):
+        show(options)
     return _report(state)
+
+
+def _incomplete(state: State[Any]) -> bool:
+    return isinstance(state.result(raise_on_failure=False), IncompleteError)
 
 
 def _report(state: State[Any]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any
 from uuid import UUID
@@ -32,6 +32,10 @@ def publish_table(key: str, rows: Sequence[dict[str, Any]], description: str) ->
     create_table_artifact(list(rows), key=artifact_key(key), description=description)
 
 
+#: Called with the name, the part done (0 to 1) and in words, each time a progress is shown.
+watchers: list[Callable[[str, float, str], None]] = []
+
+
 class Progress:
     """A progress bar of a run.
 
@@ -54,6 +58,8 @@ class Progress:
 
     def show(self, part: float, what: str) -> None:
         """Show how much is done (0 to 1), and in words; passed over while the last is fresh."""
+        for watch in watchers:
+            watch(self._name, part, what)
         now = monotonic()
         if part < 1 and now - self._shown < _SECONDS_BETWEEN:
             return

@@ -223,7 +223,7 @@ def _write_reports(
     """Write all reports, unless those of the very same statistics are there already."""
     short, full = work_dir / "datastats.yaml", work_dir / "datastats_by_case.yaml"
     page, folder = work_dir / "analysis.md", work_dir / "analysis"
-    shown = [*_PLOTS, _OUTLIERS] if outliers else list(_PLOTS)
+    pictures = [*_PLOTS, _OUTLIERS] if outliers else list(_PLOTS)
     receipt = work_dir / ".cache" / "datastats.json"
     key = key_of(_VERSION, stats, list(cases.classes), [f.model_dump() for f in failures])
     if read_receipt(receipt, key):
@@ -232,10 +232,9 @@ def _write_reports(
     write_report(short, summary, [])
     write_report(full, summary, stats)
     _draw(folder, summary, stats, outliers, cases.table)
-    write_text(
-        page, analysis_markdown(findings(summary, stats), summary, outliers, failures, shown)
-    )
-    write_receipt(receipt, key, [short, full, page, *(folder / p.file for p in shown)], {})
+    found = findings(summary, stats)
+    write_text(page, analysis_markdown(found, summary, outliers, failures, _PLOTS, _OUTLIERS))
+    write_receipt(receipt, key, [short, full, page, *(folder / p.file for p in pictures)], {})
 
 
 def _draw(
@@ -259,4 +258,7 @@ def _draw(
         write_bytes(folder / picture.file, content)
     (folder / _OUTLIERS.file).unlink(missing_ok=True)
     if outliers:
-        write_bytes(folder / _OUTLIERS.file, outlier_sheet(outliers, table))
+        usual = summary["image_stats"]["intensity"]
+        low, high = usual["percentile_00_5"], usual["percentile_99_5"]
+        grey = (low, high if high > low else low + 1)
+        write_bytes(folder / _OUTLIERS.file, outlier_sheet(outliers, table, grey))

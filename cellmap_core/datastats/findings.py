@@ -169,7 +169,7 @@ def _balance(rows: Sequence[dict[str, Any]]) -> list[Finding]:
 def _rare(rows: Sequence[dict[str, Any]]) -> list[Finding]:
     fractions = _fractions(rows)
     rare = [
-        f"{r['name']} ({r['voxels']['present']:,} voxels, {fractions[r['name']]:.2g} of those "
+        f"{r['name']} ({r['voxels']['present']:,} voxels, {fractions[r['name']]:.2%} of those "
         f"known, in {_crops(r['present_in'])})"
         for r in rows
         if r["name"] in fractions
@@ -193,6 +193,7 @@ def _crops(count: int) -> str:
 
 def _missing(rows: Sequence[dict[str, Any]]) -> list[Finding]:
     empty = [r["name"] for r in rows if r["annotated_in"] and not r["present_in"]]
+    everywhere = [r["name"] for r in rows if r["voxels"]["present"] and not r["voxels"]["absent"]]
     never = [r["name"] for r in rows if not r["annotated_in"]]
     unknown = [
         f"{r['name']} ({r['voxels']['unknown'] / sum(r['voxels'].values()):.0%})"
@@ -201,6 +202,11 @@ def _missing(rows: Sequence[dict[str, Any]]) -> list[Finding]:
     ]
     texts = (
         (empty, "Classes nowhere present", "A model learns only their absence; leave them out."),
+        (
+            everywhere,
+            "Classes present everywhere",
+            "A model learns to say yes: nothing is known not to be of them.",
+        ),
         (never, "Classes nowhere annotated", "No gradient and no score: leave them out."),
         (unknown, "Unknown voxels", "They give no gradient, no score and no statistic."),
     )

@@ -19,8 +19,8 @@ _MAX_SCORE = 3.5
 _NORMAL = 0.6745
 # Of fewer crops nobody can say what the usual contrast is.
 _MIN_CROPS = 6
-# Contrast must also differ by this part of what the middle crop has.
-_MIN_DIFFERENCE = 0.25
+# Brightness and contrast must also differ by this part of the middle crop's contrast.
+_MIN_DIFFERENCE = 0.5
 
 
 class Outlier(Frozen):
@@ -102,7 +102,9 @@ def _of_labels(case: dict[str, Any]) -> Iterator[str]:
     about = case.get("cellmap") or {}
     if about.get("alignment") == "shifted":
         shift = ", ".join(
-            f"{axis} {nm:+.0f}" for axis, nm in zip("zyx", about["label_shift_nm"], strict=True)
+            f"{axis} {nm:+.0f}"
+            for axis, nm in zip("zyx", about["label_shift_nm"], strict=True)
+            if nm
         )
         yield f"misaligned (labels lie {shift} nm off the EM)"
 

@@ -26,9 +26,13 @@ def analysis_markdown(
     summary: dict[str, Any],
     outliers: Sequence[Outlier],
     failures: Sequence[Failure],
-    pictures: Sequence[Picture],
+    plots: Sequence[Picture],
+    sheet: Picture,
 ) -> str:
-    """The page: what the data say and what follows, in the order in which a person acts on it."""
+    """The page: what the data say and what follows, in the order in which a person acts on it.
+
+    ``sheet`` is the picture of the outliers, where there are any.
+    """
     parts = ["# What the data say"]
     if failures:
         listed = [f"- `{f.item}`: {f.reason}" for f in failures]
@@ -39,9 +43,14 @@ def analysis_markdown(
         rest = len(outliers) - len(rows)
         more = f"\n\nand {rest} more" if rest else ""
         parts.append(f"## {len(outliers)} crops to look at\n\n{markdown_table(rows)}{more}")
+        parts.append(_drawn(sheet))
     parts.append(f"## Classes\n\n{markdown_table(class_table(summary))}")
-    parts += [f"## {p.title}\n\n![{p.title}](analysis/{p.file})" for p in pictures]
+    parts += [f"## {p.title}\n\n{_drawn(p)}" for p in plots]
     return "\n\n".join(parts) + "\n"
+
+
+def _drawn(picture: Picture) -> str:
+    return f"![{picture.title}](analysis/{picture.file})"
 
 
 def class_table(summary: dict[str, Any]) -> list[dict[str, Cell]]:

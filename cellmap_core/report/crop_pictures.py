@@ -98,15 +98,22 @@ def crop_picture(
 
 
 def thumbnail(
-    planes: Sequence[Plane], states: Sequence[States], classes: Sequence[str], voxel_nm: Triple
+    planes: Sequence[Plane],
+    states: Sequence[States],
+    classes: Sequence[str],
+    voxel_nm: Triple,
+    grey: tuple[float, float] | None = None,
 ) -> bytes:
-    """PNG of one xy plane with its labels, the longer side 128 pixels."""
+    """PNG of one xy plane with its labels, the longer side 128 pixels.
+
+    ``grey`` holds the values drawn black and white; None finds them in the plane.
+    """
     plane = _fullest(planes, 0)
     height, width = _extent_nm(plane, voxel_nm)
     scale = THUMBNAIL_PX / max(height, width)
     size = (max(1, round(height * scale)), max(1, round(width * scale)))
     shown = shown_class(used_states(states, planes), classes)
-    return _png(Image.fromarray(painted(plane, shown, grey_range([plane]), size)))
+    return _png(Image.fromarray(painted(plane, shown, grey or grey_range([plane]), size)))
 
 
 @cache

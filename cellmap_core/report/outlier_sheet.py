@@ -21,7 +21,9 @@ SHOWN = 24
 _LIMIT_BYTES = 120_000
 
 
-def outlier_sheet(outliers: Sequence[Outlier], table: LabelTable) -> bytes:
+def outlier_sheet(
+    outliers: Sequence[Outlier], table: LabelTable, grey: tuple[float, float]
+) -> bytes:
     """JPEG of the middle section of each crop with its labels on it.
 
     Parameters
@@ -30,13 +32,22 @@ def outlier_sheet(outliers: Sequence[Outlier], table: LabelTable) -> bytes:
         The first of them are drawn.
     table : LabelTable
         What the label ids mean.
+    grey : tuple of float
+        Values drawn black and white, the same for all: so that contrasts can be compared.
     """
     states = [tuple(row) for row in table.states().tolist()]
-    pictures = [(o.case, _thumbnail(o, states, table.classes), True) for o in outliers[:SHOWN]]
+    pictures = [
+        (o.case, _thumbnail(o, states, table.classes, grey), True) for o in outliers[:SHOWN]
+    ]
     return contact_sheet(pictures, _LIMIT_BYTES)
 
 
-def _thumbnail(outlier: Outlier, states: list[tuple[int, ...]], classes: Sequence[str]) -> bytes:
+def _thumbnail(
+    outlier: Outlier,
+    states: list[tuple[int, ...]],
+    classes: Sequence[str],
+    grey: tuple[float, float],
+) -> bytes:
     grid = nifti.read_grid(outlier.image)
     index = grid.shape_vox[0] // 2
     plane = Plane(
@@ -46,7 +57,7 @@ def _thumbnail(outlier: Outlier, states: list[tuple[int, ...]], classes: Sequenc
         image=_section(outlier.image, index),
         codes=_section(outlier.label, index).astype(np.intp),
     )
-    return thumbnail([plane], states, classes, grid.voxel_nm)
+    return thumbnail([plane], states, classes, grid.voxel_nm, grey)
 
 
 def _section(path: Path, index: int) -> NDArray[np.generic]:

@@ -288,7 +288,8 @@ def test_findings_name_what_follows(three, tmp_path):
     found = {f.topic: f for f in findings(document["stats_summary"], document["stats_by_cases"])}
     assert "4 × 6 × 8 nm" in found["Voxel spacing"].finding
     assert (
-        "class14 (12 voxels, 0.14 of those known, in 1 crop)" in found["Too rare to trust"].finding
+        "class14 (12 voxels, 14.29% of those known, in 1 crop)"
+        in found["Too rare to trust"].finding
     )
     assert "class3" in found["Classes nowhere present"].finding
     assert "class1," not in found["Classes nowhere present"].finding

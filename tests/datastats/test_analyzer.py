@@ -58,9 +58,7 @@ def without_intensity(document):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("do_ccp", [False, True])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_every_number_of_plain_files_is_monais(
-    plain, rng, blobs, tmp_path, do_ccp, channels
-):
+def test_every_number_of_plain_files_is_monais(plain, rng, blobs, tmp_path, do_ccp, channels):
     for shape in ((9, 11, 7), (8, 10, 12)):
         many = (channels, *shape) if channels > 1 else shape
         datalist = plain(rng.integers(1, 250, many).astype(np.uint8), blobs(shape, 3))

@@ -76,7 +76,7 @@ def test_each_kind_is_named(data, rng, tmp_path):
         "one": "one label only (a)",
         "none": "one label only (background)",
         "unknown": "no voxel of any class is known",
-        "shifted": "misaligned (labels lie z +0, y -40, x +8 nm off the EM)",
+        "shifted": "misaligned (labels lie y -40, x +8 nm off the EM)",
     }
     assert set(found) == set(expected)
     for name, text in expected.items():
