@@ -39,7 +39,8 @@ class Components:
     def add(self, labels: NDArray[Any]) -> None:
         """Take the next slab (n, y, x) of label ids."""
         # cc3d takes 0 for background, and here background has components too.
-        parts = cc3d.connected_components(labels.astype(np.uint16) + 1, connectivity=26)
+        wide = np.min_scalar_type(int(labels.max()) + 1)
+        parts = cc3d.connected_components(labels.astype(wide) + wide.type(1), connectivity=26)
         boxes = cc3d.statistics(parts, no_slice_conversion=True)["bounding_boxes"][1:]
         ids = np.zeros(len(boxes) + 1, dtype=np.int64)
         ids[parts.ravel()] = labels.ravel()

@@ -11,6 +11,8 @@ import yaml
 from cellmap_core.bundles.generate import generate
 from cellmap_core.bundles.names import OWN_TEMPLATES, available_algos, check_algos
 from cellmap_core.datalist import read_datalist, write_datalist
+from cellmap_core.datastats.analyze import analyze
+from cellmap_core.datastats.reports import read_summary
 from cellmap_core.errors import BundleError, DatalistError, OptionError, StatisticsError
 from cellmap_core.options import GenerateOptions
 from cellmap_core.training.config import read_bundle_config
@@ -130,18 +132,22 @@ def test_monais_own_generator_makes_our_bundles(make, tmp_path):
     from monai.apps.auto3dseg.bundle_gen import BundleGen
 
     make()
+    stats = analyze(make.datalist, tmp_path / "stats", do_ccp=True).datastats
     work = tmp_path / "monai"
     work.mkdir()
     maker = BundleGen(
         algo_path=str(work),
         algos="segresnet",
         templates_path_or_url=str(OWN_TEMPLATES),
-        data_stats_filename=str(make.stats),
+        data_stats_filename=str(stats),
         data_src_cfg_name=str(make.work_dir / "data_src_cfg.yaml"),
     )
     maker.generate(str(work), num_fold=2)
     assert read_bundle_config(work / "segresnet_1").fold == 1
-    assert read_bundle_config(work / "segresnet_1").num_epochs == 100
+    made = read_bundle_config(work / "segresnet_1")
+    assert made.num_epochs == 100
+    intensity = read_summary(stats)["image_stats"]["intensity"]
+    assert made.normalisation.mean == pytest.approx(intensity["mean"])
 
 
 def test_copied_work_dir_reads_its_own_score(make, tmp_path):

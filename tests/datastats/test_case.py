@@ -1,5 +1,7 @@
 """One case: hand-computed truth, three states, and what MONAI gets wrong."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -123,6 +125,65 @@ def test_components_touch_by_corners():
     found.add(labels[:1])
     found.add(labels[1:])
     assert found.shapes() == {0: [[2, 2, 2]], 5: [[2, 2, 2]], 7: [[1, 1, 1]]}
+
+
+def test_more_ids_than_16_bits_have_components():
+    labels = np.arange(70_000, dtype=np.uint32).reshape(7, 100, 100)
+    found = Components()
+    found.add(labels[:3])
+    found.add(labels[3:])
+    assert found.shapes() == {i: [[1, 1, 1]] for i in range(70_000)}
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int32, np.float32, np.float64])
+def test_values_below_zero_are_cropped_but_counted(new_data_set, rng, dtype):
+    image = -rng.integers(1, 100, (6, 7, 8)).astype(dtype)
+    inside = (slice(2, 5), slice(1, 6), slice(3, 5))
+    image[inside] = rng.integers(1, 100, (3, 5, 2))
+    label = rng.integers(0, 3, image.shape).astype(np.uint8)
+    data = new_data_set()
+    stats = stats_of(data, data.add("c", image, label))
+    assert stats["image_stats"]["cropped_shape"] == [[2, 5, 3]]
+    assert stats["image_stats"]["intensity"][0]["mean"] == pytest.approx(image[inside].mean())
+    assert stats["image_stats"]["intensity"][0]["min"] == image[inside].min()
+    for i, row in enumerate(stats["label_stats"]["label"]):
+        found = row["image_intensity"][0]
+        assert found["mean"] == pytest.approx(image[label == i].mean())
+        assert (found["min"], found["max"]) == (image[label == i].min(), image[label == i].max())
+
+
+def test_channels_each_have_their_numbers(new_data_set, rng):
+    image = rng.integers(1, 200, (3, 4, 5, 6)).astype(np.uint8)
+    image[1, 0] = 0
+    label = rng.integers(0, 3, image.shape[1:]).astype(np.uint8)
+    data = new_data_set()
+    stats = stats_of(data, data.add("c", image, label), do_ccp=True)
+    assert stats["image_stats"]["channels"] == 3
+    assert stats["image_stats"]["shape"] == [[6, 5, 4]] * 3
+    assert stats["image_stats"]["cropped_shape"] == [[6, 5, 4], [6, 5, 3], [6, 5, 4]]
+    for number, row in enumerate(stats["class_stats"], start=1):
+        means = [ops["mean"] for ops in row["image_intensity"]]
+        assert means == pytest.approx([channel[label == number].mean() for channel in image])
+    ids = rng.integers(0, 3, image.shape).astype(np.uint8)
+    with pytest.raises(NiftiError, match=r"has shape \(6, 5, 4, 3\)"):
+        stats_of(data, data.add("labels", image, ids))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_memory_does_not_grow_with_the_case(new_data_set, rng, dtype, monkeypatch):
+    monkeypatch.setattr("cellmap_core.datastats.tally._SLAB_VOXELS", 1 << 17)
+    peaks = []
+    for depth in (16, 128):
+        data = new_data_set(folder=f"{depth}")
+        image = (rng.random((depth, 128, 128)) * 250 + 1).astype(dtype)
+        label = rng.integers(0, 3, image.shape).astype(np.uint8)
+        entry = data.add("c", image, label, suffix=".nii")
+        stats_of(data, entry)
+        tracemalloc.start()
+        stats_of(data, entry)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.3 * peaks[0] + 1e6
 
 
 def test_ids_beyond_255(new_data_set):

@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import pty
+import re
 import signal
 import subprocess
 import sys
@@ -39,12 +41,47 @@ def test_analyze_runs_with_no_server_from_any_folder(converted, tmp_path):
     assert "nothing to do" in again.stdout
 
 
+def test_analyze_of_a_datasplit_converts_first_and_shows_its_progress(phantom, tmp_path):
+    """In a terminal: bars, then the page."""
+    arguments = ["--datasplit", phantom, "--output_dir", "data", "--work_dir", "work"]
+    command = [sys.executable, ROOT / "flows" / "analyze.py", *arguments, "--num_fold", 2]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        list(map(str, command)),
+        cwd=tmp_path,
+        env={**environment, "PREFECT_HOME": str(tmp_path / "prefect"), "COLUMNS": "120"},
+        stdin=subprocess.DEVNULL,
+        stdout=theirs,
+        stderr=theirs,
+    ) as process:
+        os.close(theirs)
+        shown = _read_all(ours)
+    assert process.returncode == 0, shown
+    assert re.search("crops .* 6 of 6, ", shown)
+    assert re.search("cases .* 4 of 4, ", shown)
+    assert "What the data say" in shown
+    assert "10 made" in shown
+    assert (tmp_path / "work" / "analysis" / "intensity.png").is_file()
+
+
+def _read_all(terminal):
+    """What a program writes to its terminal until it ends, without colours."""
+    content = b""
+    with contextlib.suppress(OSError):  # A terminal that nobody writes to any more.
+        while block := os.read(terminal, 1 << 16):
+            content += block
+    os.close(terminal)
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", content.decode())
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
         ("analyze", ["--datalst", "x"], "unknown option --datalst; did you mean --datalist"),
         ("analyze", ["--datalist", "/no/list.json"], "no datalist at /no/list.json"),
         ("convert", ["--datasplit", "/no/split.csv"], "no file /no/split.csv"),
+        ("analyze", ["--datasplit", "/no/split.csv"], "no file /no/split.csv"),
         ("convert", ["--scale", "best"], "scale='best'"),
         ("full", ["--algos", "unet", "--datalist", "x"], "segresnet"),
         ("full", [], "neither a datasplit nor a datalist"),
