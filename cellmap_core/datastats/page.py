@@ -10,8 +10,12 @@ from cellmap_core.datastats.outliers import Outlier
 from cellmap_core.models import Failure
 from cellmap_core.report.text import Cell, markdown_table
 
-#: Rows of a table on a page; the rest is counted.
+# Crops listed on a page; the rest is counted.
 _SHOWN = 60
+_CLASSES = (
+    "In how many crops each class is annotated, present and absent; its percentage of the voxels "
+    "known of it; its weight by median frequency; the intensity where it is present."
+)
 
 
 class Picture(NamedTuple):
@@ -39,12 +43,13 @@ def analysis_markdown(
         parts.append(f"## {len(failures)} cases without statistics\n\n" + "\n".join(listed))
     parts += [f"**{f.topic}.** {f.finding}\n\n→ {f.consequence}" for f in found]
     if outliers:
-        rows = [{"crop": o.case, "why": o.text()} for o in outliers[:_SHOWN]]
-        rest = len(outliers) - len(rows)
-        more = f"\n\nand {rest} more" if rest else ""
-        parts.append(f"## {len(outliers)} crops to look at\n\n{markdown_table(rows)}{more}")
+        # Not a table: the UI cuts its long lines off.
+        lines = [f"- `{o.case}`: {o.text()}" for o in outliers[:_SHOWN]]
+        if rest := len(outliers) - len(lines):
+            lines.append(f"- and {rest} more")
+        parts.append(f"## {len(outliers)} crops to look at\n\n" + "\n".join(lines))
         parts.append(_drawn(sheet))
-    parts.append(f"## Classes\n\n{markdown_table(class_table(summary))}")
+    parts.append(f"## Classes\n\n{_CLASSES}\n\n{markdown_table(class_table(summary))}")
     parts += [f"## {p.title}\n\n{_drawn(p)}" for p in plots]
     return "\n\n".join(parts) + "\n"
 
@@ -67,10 +72,10 @@ def class_table(summary: dict[str, Any]) -> list[dict[str, Cell]]:
             {
                 "class": row["name"],
                 "id": row["index"],
-                "annotated crops": row["annotated_in"],
-                "present crops": row["present_in"],
-                "absent crops": row["absent_in"],
-                "% of known voxels": None if fraction is None else float(f"{100 * fraction:.4g}"),
+                "annotated": row["annotated_in"],
+                "present": row["present_in"],
+                "absent": row["absent_in"],
+                "% of known": None if fraction is None else float(f"{100 * fraction:.4g}"),
                 "weight": None if weight is None else float(f"{weight:.3g}"),
                 "intensity": None
                 if intensity is None
