@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -11,7 +12,7 @@ from cellmap_core.alignment import Alignment
 from cellmap_core.crop import Crop
 from cellmap_core.datasplit import BadRow, CropRef
 from cellmap_core.models import Frozen
-from cellmap_core.provenance import atomic_path
+from cellmap_core.provenance import write_text
 
 Status = Literal["converted", "excluded", "failed"]
 
@@ -86,10 +87,11 @@ COLUMNS = tuple(CropRow.model_fields)
 
 def write_crops_table(path: Path, rows: Sequence[CropRow]) -> None:
     """Write the table, whole or not at all."""
-    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as sink:
-        writer = csv.DictWriter(sink, fieldnames=COLUMNS)
-        writer.writeheader()
-        writer.writerows(row.model_dump() for row in rows)
+    sink = io.StringIO(newline="")
+    writer = csv.DictWriter(sink, fieldnames=COLUMNS)
+    writer.writeheader()
+    writer.writerows(row.model_dump() for row in rows)
+    write_text(path, sink.getvalue())
 
 
 def _triple(values: Sequence[float]) -> str:

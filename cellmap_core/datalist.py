@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -216,7 +217,7 @@ def _list(path: Path, document: dict[str, Any], key: str) -> list[Any]:
 def _entries(path: Path, document: dict[str, Any], key: str, count: int) -> tuple[Entry, ...]:
     rows = _list(path, document, key) if key == "training" or document.get(key) else []
     entries = tuple(_entry(path, f"{key} entry {n}", row, count) for n, row in enumerate(rows))
-    images = [entry.image for entry in entries]
+    images = [os.path.normpath(entry.image) for entry in entries]
     if twice := sorted({i for i in images if images.count(i) > 1}):
         raise DatalistError(f"{path}: {key} lists {twice[0]} twice", "each image once")
     return entries

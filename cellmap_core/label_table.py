@@ -80,7 +80,7 @@ class LabelTable(Frozen):
                 "entries {id, present: [names], unknown: [names]}",
             ) from error
         ids = [c.id for c in combinations]
-        if ids != list(range(len(ids))):
+        if not ids or ids != list(range(len(ids))):
             raise DatalistError(f"label_table ids {ids}", "every id from 0 on, in order")
         named = {n for c in combinations for n in (*c.present, *c.unknown)}
         if strange := sorted(named - set(classes)):

@@ -8,9 +8,11 @@ nanometres: the unit field says unknown and ``descrip`` says nm.
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -97,8 +99,8 @@ def write_volume(path: Path, grid: Grid, volume: NDArray[Any]) -> None:
 
 def read_grid(path: Path) -> Grid:
     """Shape of a channel, voxel size and translation in nm, from a file's header alone."""
-    header, affine, _ = _load_header(path)
-    shape = _shape_zyx(path, header, channel=0)
+    header, affine, proxy = _load_header(path)
+    shape = _voxels(path, header, affine, proxy).shape(channel=0)
     voxel = np.abs(np.linalg.norm(affine[:3, :3], axis=0))
     return Grid(
         shape_vox=shape,
@@ -108,13 +110,18 @@ def read_grid(path: Path) -> Grid:
 
 
 def read_dtype(path: Path) -> np.dtype[Any]:
-    """Type of the voxels in a file, from its header alone."""
-    return cast("np.dtype[Any]", _load_header(path)[0].get_data_dtype())
+    """Type of the voxels as they are read, from a file's header alone."""
+    return _voxels(path, *_load_header(path)).dtype
+
+
+def read_directions(path: Path) -> str:
+    """Where the axes x, y, z of the file point to, as three letters (``RAS``)."""
+    return "".join(map(str, nib.aff2axcodes(_load_header(path)[1])))
 
 
 def read_channels(path: Path) -> int:
     """Number of channels of a file, from its header alone: 1 of a plain volume."""
-    return _channels(_load_header(path)[0])
+    return _voxels(path, *_load_header(path)).channels
 
 
 def iter_slabs(
@@ -137,13 +144,12 @@ def iter_slabs(
         The file is missing, truncated, not a NIfTI-1 volume, or has several channels of which
         none is chosen.
     """
-    header, _, offset = _load_header(path)
-    z, y, x = _shape_zyx(path, header, channel)
-    dtype = header.get_data_dtype()
-    section = y * x * dtype.itemsize
+    voxels = _voxels(path, *_load_header(path))
+    z, y, x = voxels.shape(channel)
+    section = y * x * voxels.stored.itemsize
     thickness = max(1, slab_bytes // section)
     with _reader(path) as source:
-        source.seek(offset + (channel or 0) * z * section)
+        source.seek(voxels.offset + (channel or 0) * z * section)
         for start in range(0, z, thickness):
             n = min(thickness, z - start)
             data = source.read(n * section)
@@ -151,21 +157,21 @@ def iter_slabs(
                 raise NiftiError(
                     f"{path} ends after {start} of {z} sections", "a whole file", "convert it again"
                 )
-            yield np.frombuffer(data, dtype=dtype).reshape(n, y, x)
+            yield voxels.scaled(np.frombuffer(data, dtype=voxels.stored).reshape(n, y, x))
 
 
 def read_volume(path: Path) -> NDArray[Any]:
-    """The volume (z, y, x): mapped from disk where it is not compressed, else in memory."""
-    header, _, offset = _load_header(path)
-    shape = _shape_zyx(path, header)
-    if path.suffix == ".gz":
-        volume = np.empty(shape, dtype=header.get_data_dtype())
+    """The volume (z, y, x): mapped from disk where it is stored plainly, else in memory."""
+    voxels = _voxels(path, *_load_header(path))
+    shape = voxels.shape()
+    if path.suffix == ".gz" or voxels.scale is not None:
+        volume = np.empty(shape, dtype=voxels.dtype)
         start = 0
         for slab in iter_slabs(path):
             volume[start : start + len(slab)] = slab
             start += len(slab)
         return volume
-    return np.memmap(path, dtype=header.get_data_dtype(), mode="r", offset=offset, shape=shape)
+    return np.memmap(path, dtype=voxels.stored, mode="r", offset=voxels.offset, shape=shape)
 
 
 def _header(grid: Grid, dtype: np.dtype[Any]) -> Any:
@@ -184,8 +190,8 @@ def _header(grid: Grid, dtype: np.dtype[Any]) -> Any:
     return header
 
 
-def _load_header(path: Path) -> tuple[Any, NDArray[np.float64], int]:
-    """Header, affine and the offset of the voxels in bytes."""
+def _load_header(path: Path) -> tuple[Any, NDArray[np.float64], Any]:
+    """Header, affine and what nibabel knows of the voxels."""
     if not path.is_file():
         raise NiftiError(f"no file {path}", "a .nii or .nii.gz file", "convert the crop again")
     try:
@@ -200,20 +206,64 @@ def _load_header(path: Path) -> tuple[Any, NDArray[np.float64], int]:
         raise NiftiError(
             f"{path} is not readable NIfTI ({error})", "a whole NIfTI-1 file"
         ) from error
-    return image.header, image.affine, int(image.dataobj.offset)
+    return image.header, image.affine, image.dataobj
 
 
-def _shape_zyx(path: Path, header: Any, channel: int | None = None) -> tuple[int, int, int]:
-    """Shape of one channel; that there is but one is required where none is chosen."""
-    shape = tuple(int(n) for n in header.get_data_shape())
-    if len(shape) < 3 or (channel is None and _channels(header) != 1):
-        raise NiftiError(f"{path} has shape {shape}", "three axes x, y, z")
-    return shape[2], shape[1], shape[0]
+@dataclass(frozen=True)
+class _Voxels:
+    """How the voxels of a file are stored.
+
+    Attributes
+    ----------
+    path : Path
+        The file.
+    axes : tuple of int
+        Voxels along x, y, z and what is behind them.
+    stored : numpy.dtype
+        Type in the file.
+    scale : tuple of float or None
+        Slope and intercept that the stored numbers are to be taken by, where there are any.
+    offset : int
+        Of the first voxel in bytes.
+    """
+
+    path: Path
+    axes: tuple[int, ...]
+    stored: np.dtype[Any]
+    scale: tuple[float, float] | None
+    offset: int
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the voxels as they are read."""
+        return self.stored if self.scale is None else np.dtype(np.float32)
+
+    @property
+    def channels(self) -> int:
+        """What is behind x, y and z: a time axis of 1, the channels."""
+        return math.prod(self.axes[3:])
+
+    def shape(self, channel: int | None = None) -> tuple[int, int, int]:
+        """Shape (z, y, x) of a channel; a file of several needs one chosen."""
+        if len(self.axes) < 3 or (channel is None and self.channels != 1):
+            raise NiftiError(f"{self.path} has shape {self.axes}", "three axes x, y, z")
+        return self.axes[2], self.axes[1], self.axes[0]
+
+    def scaled(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Stored numbers as voxels."""
+        if self.scale is None:
+            return values
+        slope, intercept = self.scale
+        return (values.astype(np.float64) * slope + intercept).astype(np.float32)
 
 
-def _channels(header: Any) -> int:
-    """What is behind x, y and z: a time axis of 1, the channels."""
-    return int(np.prod(header.get_data_shape()[3:], dtype=np.int64))
+def _voxels(path: Path, header: Any, _affine: Any, proxy: Any) -> _Voxels:
+    stored = header.get_data_dtype()
+    if stored.kind not in "uif":
+        raise NiftiError(f"{path} holds {stored}", "integers or floats")
+    scale = (float(proxy.slope), float(proxy.inter))
+    axes = tuple(int(n) for n in header.get_data_shape())
+    return _Voxels(path, axes, stored, None if scale == (1, 0) else scale, int(proxy.offset))
 
 
 @contextmanager

@@ -16,8 +16,8 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -104,13 +104,18 @@ def sweep(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` to ``path`` so that the file is whole or absent."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    """Write ``text`` to ``path`` so that the file is whole or absent; see ``write_bytes``."""
+    write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write ``content`` to ``path`` so that the file is whole or absent."""
+    """Write ``content`` to ``path`` so that the file is whole or absent.
+
+    A file that holds it already is not touched: whoever watches it sees no change.
+    """
+    with suppress(OSError):
+        if path.stat().st_size == len(content) and path.read_bytes() == content:
+            return
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
 
@@ -193,25 +198,42 @@ def write_receipt(path: Path, key: str, outputs: Iterable[Path], result: dict[st
     write_json(path, receipt.model_dump(mode="json"))
 
 
-def read_receipt(path: Path, key: str) -> Receipt | None:
-    """The receipt at ``path`` if it is for ``key`` and every output is as it was left."""
+def read_receipt(path: Path, key: str, outputs: Sequence[Path] | None = None) -> Receipt | None:
+    """The receipt at ``path`` if it is for ``key`` and every output is as it was left.
+
+    Parameters
+    ----------
+    path : Path
+        Of the receipt.
+    key : str
+        Digest of the inputs and options.
+    outputs : sequence of Path, optional
+        Where the outputs have to be; by default where the receipt says. One that lies
+        elsewhere than that counts as it was left if its content is the same.
+    """
     try:
         receipt = Receipt.model_validate_json(path.read_bytes())
     except (OSError, ValueError):
         # Absent or unreadable is the same to a reader: the work is not known to be done.
         return None
-    if receipt.key != key or not all(_unchanged(path.parent, o) for o in receipt.outputs):
+    if receipt.key != key:
         return None
-    return receipt
+    left = [path.parent / output.path for output in receipt.outputs]
+    there = left if outputs is None else list(outputs)
+    same = len(there) == len(left) and all(
+        _unchanged(file, output, trust_time=os.path.abspath(file) == os.path.abspath(at))  # noqa: PTH100 - no link is followed
+        for file, at, output in zip(there, left, receipt.outputs, strict=True)
+    )
+    return receipt if same else None
 
 
-def _unchanged(folder: Path, output: _Output) -> bool:
+def _unchanged(file: Path, output: _Output, trust_time: bool) -> bool:
     try:
-        status = (folder / output.path).stat()
+        status = file.stat()
         if status.st_size != output.size_bytes:
             return False
-        if status.st_mtime_ns == output.mtime_ns:
+        if trust_time and status.st_mtime_ns == output.mtime_ns:
             return True
-        return file_digest(folder / output.path) == output.digest
+        return file_digest(file) == output.digest
     except OSError:
         return False

@@ -30,11 +30,12 @@ from cellmap_core.provenance import (
     write_receipt,
     write_text,
 )
+from cellmap_core.work import ensure_folder
 
 logger = logging.getLogger(__name__)
 
 # Part of every key: raise it when a number's rule changes, so that old results do not stay.
-_VERSION = 2
+_VERSION = 3
 
 _PLOTS = (
     Picture("Class balance", "class_balance.png"),
@@ -114,6 +115,7 @@ def analyze(
     cases = read_datalist(datalist)
     if not cases.training:
         raise DatalistError(f"{datalist} has no training case", "at least one", "convert some")
+    ensure_folder(work_dir, "work_dir")
     with held(work_dir / ".cache" / "datastats"):
         return _analyze(cases, work_dir, do_ccp, mapper, report)
 
@@ -175,10 +177,10 @@ def analyze_case(job: _Job) -> _Outcome:
     }
     if entry.cellmap is not None:
         about["cellmap"] = entry.cellmap.model_dump(mode="json")
-    if receipt := read_receipt(job.receipt, key):
+    files = [Path(about["image_filepath"]), Path(about["label_filepath"])]
+    if receipt := read_receipt(job.receipt, key, files):
         return _Outcome(name=entry.name, stats={**receipt.result, **about})
     keep_memory()
-    files = [Path(about["image_filepath"]), Path(about["label_filepath"])]
     try:
         stats = patiently(lambda: case_statistics(entry, job.folder, job.table, job.do_ccp))
         # The receipt's "outputs" are the files read: current as long as they are the same.

@@ -146,6 +146,10 @@ class DataAnalyzer:
             return plain_statistics(*case, self._do_ccp, self._bins)
         except (CellmapError, OSError, ValueError) as error:
             return Failure(item=str(case[0]), reason=" ".join(str(error).split()))
+        except Exception as error:
+            # One case must not end the others, whatever a reader comes up with.
+            logger.exception("%s failed unexpectedly", case[0])
+            return Failure(item=str(case[0]), reason=f"unexpected {error!r}")
 
     def _write(self, summary: dict[str, Any], cases: list[dict[str, Any]]) -> None:
         # MONAI's names of the two files.

@@ -20,6 +20,11 @@ from cellmap_core.datastats.tally import Tally, tally
 from cellmap_core.errors import StatisticsError
 from cellmap_core.label_table import ABSENT, PRESENT, UNKNOWN, LabelTable
 
+# An image of fewer values than this has many voxels at each of them.
+_MIN_VALUES = 32
+# This near an end of the values, in parts of their range, is at it.
+_END = 1e-6
+
 
 class Bins(NamedTuple):
     """A histogram wanted of a channel: equal bins from ``low`` to ``high``."""
@@ -51,7 +56,7 @@ def case_statistics(entry: Entry, folder: Path, table: LabelTable, do_ccp: bool)
         fraction, as Auto3DSeg's is. Intensity lists hold one item a channel, or none where
         there is no such voxel. Beside ``label_stats`` there is ``class_stats``, a row for each
         class annotated in the crop, and ``saturation``, the parts of the known voxels at the
-        lowest and the highest value that the image's type can hold.
+        lowest and the highest value of the crop.
 
     Raises
     ------
@@ -183,12 +188,16 @@ def _class_row(counted: Tally, states: NDArray[np.uint8]) -> dict[str, Any]:
 
 
 def _saturation(counted: Tally, known: Callable[[int], bool]) -> list[float] | None:
-    """Parts of the known voxels at the type's two ends; None of floats and of no voxel."""
+    """Parts of the known voxels at the crop's own two ends; None where it has few values.
+
+    Its own ends, not those of the type: 12 bits in 16, and floats from 0 to 1, saturate too.
+    """
     of = _merged(counted, known)[0]
-    if counted.dtype.kind not in "ui" or not of.total:
+    if len(of.values) < _MIN_VALUES:
         return None
-    limits = np.iinfo(counted.dtype)
-    return [int(of.counts[of.values == end].sum()) / of.total for end in (limits.min, limits.max)]
+    near = _END * (of.values[-1] - of.values[0])
+    low, high = of.values <= of.values[0] + near, of.values >= of.values[-1] - near
+    return [int(of.counts[end].sum()) / of.total for end in (low, high)]
 
 
 def _histograms(counted: Tally, bins: Sequence[Bins]) -> list[dict[str, Any]]:

@@ -66,7 +66,10 @@ class Components:
         id_of = np.zeros(merged, dtype=np.int64)
         id_of[group] = ids
         size = (high - low + 1)[:, ::-1]
-        return {int(i): size[id_of == i].tolist() for i in np.unique(id_of)}
+        order = np.argsort(id_of, kind="stable")
+        found, starts = np.unique(id_of[order], return_index=True)
+        parts = np.split(size[order], starts[1:])
+        return {int(i): part.tolist() for i, part in zip(found, parts, strict=True)}
 
     def _join(
         self, above_labels: NDArray[Any], above_parts: _Ints, labels: NDArray[Any], parts: _Ints

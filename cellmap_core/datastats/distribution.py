@@ -68,6 +68,13 @@ class Distribution:
         np.add.at(counts, place, np.concatenate([p.counts for p in some]))
         return cls(values, counts)
 
+    def without(self, value: float, count: int) -> Distribution:
+        """The same without ``count`` of its samples of one value."""
+        if not count:
+            return self
+        counts = np.where(self.values == value, self.counts - count, self.counts)
+        return Distribution(self.values[counts > 0], counts[counts > 0])
+
     def histogram(self, bins: int, low: float, high: float) -> tuple[list[int], list[float]]:
         """Counts and edges of equal bins over a range, as ``numpy.histogram`` makes them."""
         counts, edges = np.histogram(self.values, bins, (low, high), weights=self.counts)

@@ -125,8 +125,8 @@ def _intensity(
     text = f"{min(o['min'] for o in every):g} to {max(o['max'] for o in every):g}"
     if inside:
         text += (
-            f"; in labelled voxels {inside['percentile_00_5']:.4g} to "
-            f"{inside['percentile_99_5']:.4g} (0.5 to 99.5 %)"
+            f"; labelled voxels {inside['percentile_00_5']:.4g} to "
+            f"{inside['percentile_99_5']:.4g} (0.5 and 99.5 %, mean of the crops)"
         )
     text += f". Crop means spread by ±{means.std():.3g}, voxels within a crop by ±{within:.3g}."
     scale = proposed["normalisation"]
@@ -167,28 +167,30 @@ def _balance(rows: Sequence[dict[str, Any]]) -> list[Finding]:
 
 
 def _rare(rows: Sequence[dict[str, Any]]) -> list[Finding]:
-    fractions = _fractions(rows)
-    rare = [
-        f"{r['name']} ({r['voxels']['present']:,} voxels, {fractions[r['name']]:.2%} of those "
-        f"known, in {_crops(r['present_in'])})"
-        for r in rows
-        if r["name"] in fractions
-        and (fractions[r["name"]] < _RARE_FRACTION or r["present_in"] < _FEW_CROPS)
-    ]
-    if not rare:
-        return []
+    """Classes with too few voxels or in too few crops."""
+    present = [r for r in rows if r["present_in"]]
+    thin = [r for r in present if (known_fraction(r) or 0) < _RARE_FRACTION]
+    lonely = [r for r in present if r["present_in"] < _FEW_CROPS]
+    texts = (
+        (thin, "Too rare to trust", "Their Dice rests on few voxels: annotate more, or leave out."),
+        (lonely, "In too few crops", "With fewer crops than folds a class is not trained on, or "
+         "not validated, in every fold: annotate it in more crops."),
+    )  # fmt: skip
     return [
         Finding(
-            topic="Too rare to trust",
-            finding=f"{len(rare)} of {len(rows)} classes: {', '.join(rare)}.",
-            consequence="With fewer crops than folds a class is not validated in every fold; "
-            "its Dice rests on few voxels. Annotate more of it, or leave it out.",
+            topic=topic,
+            finding=f"{len(some)} of {len(rows)} classes: {', '.join(map(_told, some))}.",
+            consequence=consequence,
         )
+        for some, topic, consequence in texts
+        if some
     ]
 
 
-def _crops(count: int) -> str:
-    return "1 crop" if count == 1 else f"{count} crops"
+def _told(row: dict[str, Any]) -> str:
+    crops = "1 crop" if row["present_in"] == 1 else f"{row['present_in']} crops"
+    part = known_fraction(row) or 0
+    return f"{row['name']} ({row['voxels']['present']:,} voxels, {part:.2%} of known, {crops})"
 
 
 def _missing(rows: Sequence[dict[str, Any]]) -> list[Finding]:

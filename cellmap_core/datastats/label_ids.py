@@ -11,6 +11,7 @@ from cellmap_core.errors import StatisticsError
 
 # Ids below this are looked up in a table, larger ones by a search.
 _TABLE = 1 << 16
+_ROUNDING = 1e-3
 
 Numbers = NDArray[np.unsignedinteger[Any]]
 
@@ -107,7 +108,11 @@ class AnyIds:
 def _whole(labels: NDArray[Any], dtype: type[np.integer[Any]]) -> NDArray[Any]:
     if labels.dtype.kind == "f" and not np.isfinite(labels).all():
         raise StatisticsError("label ids that are no numbers", "integer ids")
-    ids = labels.astype(dtype)
-    if labels.dtype.kind == "f" and (ids != labels).any():
+    if labels.dtype.kind != "f":
+        return labels.astype(dtype)
+    whole = np.rint(labels)
+    # What a slope in the header makes of whole numbers is off by its rounding.
+    if (np.abs(whole - labels) > _ROUNDING).any():
         raise StatisticsError("label ids that are not whole numbers", "integer ids")
+    ids: NDArray[Any] = whole.astype(dtype)
     return ids

@@ -77,15 +77,19 @@ def name_of(case: dict[str, Any]) -> str:
     return Path(case["image_filepath"]).name.removesuffix(".gz").removesuffix(".nii")
 
 
-def is_blank(case: dict[str, Any]) -> bool:
-    """Whether all voxels of the image have one value."""
-    return all(ops["max"] == ops["min"] for ops in case["image_stats"]["intensity"])
+def _is_blank(ops: dict[str, Any]) -> bool:
+    """Whether a channel has one value, at least in the box around what is above 0."""
+    return bool(ops["max"] == ops["min"])
 
 
 def _of_image(case: dict[str, Any]) -> Iterator[str]:
-    if is_blank(case):
-        yield f"blank (every voxel is {case['image_stats']['intensity'][0]['min']:g})"
-        return
+    stats = case["image_stats"]
+    channels = stats["intensity"]
+    for number, (ops, box) in enumerate(zip(channels, stats["cropped_shape"], strict=True)):
+        if _is_blank(ops):
+            where = "" if len(channels) == 1 else f"channel {number}: "
+            whole = "every voxel" if box == stats["shape"][number] else "all that is not black"
+            yield f"{where}blank ({whole} is {ops['min']:g})"
     for part, end in zip(case.get("saturation") or (), ("black", "white"), strict=False):
         if part > _SATURATED:
             yield f"saturated ({part:.1%} of the known voxels are plain {end})"
@@ -112,7 +116,9 @@ def _of_labels(case: dict[str, Any]) -> Iterator[str]:
 def _contrast(cases: Sequence[dict[str, Any]]) -> list[list[str]]:
     """For each case what is unusual about its brightness and contrast."""
     result: list[list[str]] = [[] for _ in cases]
-    usable = [i for i, case in enumerate(cases) if not is_blank(case)]
+    usable = [
+        i for i, case in enumerate(cases) if not _is_blank(case["image_stats"]["intensity"][0])
+    ]
     if len(usable) < _MIN_CROPS:
         return result
     ops = [cases[i]["image_stats"]["intensity"][0] for i in usable]

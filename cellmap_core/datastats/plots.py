@@ -10,7 +10,7 @@ import numpy as np
 
 from cellmap_core.datastats.findings import known_fraction
 from cellmap_core.datastats.outliers import name_of
-from cellmap_core.report.figures import bar_plot, new_figure, to_png
+from cellmap_core.report.figures import bar_plot, new_figure, plain, to_png
 
 # Not annotated, annotated and absent, annotated and unknown throughout, present.
 _STATES = ("not annotated", "absent", "unknown", "present")
@@ -47,7 +47,9 @@ def intensity(cases: Sequence[dict[str, Any]]) -> bytes:
         axes.hlines(place, ends["percentile_10_0"], ends["percentile_90_0"], color="#3182bd", lw=6)
         medians = [o["median"] for o in ops]
         axes.plot(medians, [place] * len(ops), "o", ms=4, mfc="#fdae6b", mec="#8c2d04", mew=0.6)
-    axes.set_yticks(range(len(names)), [f"{n} ({len(by_dataset[n])})" for n in names], fontsize=8)
+    axes.set_yticks(
+        range(len(names)), [plain(f"{n} ({len(by_dataset[n])})") for n in names], fontsize=8
+    )
     axes.invert_yaxis()
     axes.margins(y=0.08 if len(names) > 3 else 0.3)
     axes.set_xlabel(
@@ -81,7 +83,7 @@ def annotation_matrix(summary: dict[str, Any], cases: Sequence[dict[str, Any]]) 
     from matplotlib.colors import ListedColormap
     from matplotlib.patches import Patch
 
-    classes = [r["name"] for r in summary["class_stats"]]
+    classes = [plain(r["name"]) for r in summary["class_stats"]]
     matrix = np.zeros((len(cases), len(classes)), dtype=np.uint8)
     for i, case in enumerate(cases):
         for row in case["class_stats"]:
@@ -94,7 +96,7 @@ def annotation_matrix(summary: dict[str, Any], cases: Sequence[dict[str, Any]]) 
     )
     axes.set_xticks(range(len(classes)), classes, rotation=90, fontsize=8)
     axes.set_yticks(
-        range(len(cases)) if named else [], [name_of(c) for c in cases] if named else []
+        range(len(cases)) if named else [], [plain(name_of(c)) for c in cases] if named else []
     )
     axes.tick_params(axis="y", labelsize=7)
     if not named:

@@ -15,6 +15,9 @@ from cellmap_core.datastats.distribution import ops_of_rows, summary_of_ops
 
 Case = dict[str, Any]
 
+# Between the 10 and 90 % of a normal distribution, in its deviations.
+_NORMAL_SPREAD = 2.5631
+
 
 def summarize(cases: Sequence[Case], classes: Sequence[str]) -> dict[str, Any]:
     """Reduce case statistics to ``stats_summary``.
@@ -30,7 +33,8 @@ def summarize(cases: Sequence[Case], classes: Sequence[str]) -> dict[str, Any]:
     -------
     dict
         Auto3DSeg's summary, and ``class_stats``: a row for each class of ``classes`` over the
-        crops in which it is annotated. Intensities are None where no case has such a voxel.
+        crops in which it is annotated, and ``normalisation``: one scale for all crops. Intensities
+        are None where no case has such a voxel.
     """
     ordered = _ordered(cases)
     summary = summarize_plain(ordered)
@@ -38,7 +42,8 @@ def summarize(cases: Sequence[Case], classes: Sequence[str]) -> dict[str, Any]:
         {"name": name, "index": number, **_class_row(ordered, number)}
         for number, name in enumerate(classes, start=1)
     ]
-    return {**summary, "class_stats": rows, "n_cases": summary["n_cases"]}
+    scale = _scale([c["image_stats"]["intensity"] for c in ordered])
+    return {**summary, "normalisation": scale, "class_stats": rows}
 
 
 def summarize_plain(cases: Sequence[Case]) -> dict[str, Any]:
@@ -78,6 +83,26 @@ def _image_stats(images: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         **{name: ops_of_rows(rows) for name, rows in per_axis.items()},
         "intensity": _intensity([i["intensity"] for i in images]),
+    }
+
+
+def _scale(per_case: Sequence[list[dict[str, Any]]]) -> dict[str, float] | None:
+    """One intensity scale for all crops, which no blank, bright or burnt one moves.
+
+    Clipped to where 95 % of the crops have their 0.5 and 99.5 % percentiles; the middle is the
+    crops' median, the deviation that of a normal distribution with their 10 and 90 %. None
+    where every crop is blank.
+    """
+    ops = [o for channels in per_case for o in channels if o["max"] > o["min"]]
+    if not ops:
+        return None
+    spread = [(o["percentile_90_0"] - o["percentile_10_0"]) / _NORMAL_SPREAD for o in ops]
+    stdev = float(np.median(spread)) or float(np.median([o["stdev"] for o in ops]))
+    return {
+        "clip_low": float(np.percentile([o["percentile_00_5"] for o in ops], 5)),
+        "clip_high": float(np.percentile([o["percentile_99_5"] for o in ops], 95)),
+        "mean": float(np.median([o["median"] for o in ops])),
+        "stdev": stdev,
     }
 
 

@@ -163,10 +163,10 @@ def _in_one_pass(case: _Case, number: int, components: Components | None) -> Cha
         if components:
             components.add(numbers)
     size = box.size()
-    everything = np.sum(list(counter.counts.values()), axis=0)
-    everything[0] -= int(np.prod(case.grid.shape_vox)) - int(np.prod(size))
-    by_id = {case.ids.id_of(n): of for n, of in counter.distributions().items()}
-    return Channel(by_id, size, Distribution.of_histogram(everything))
+    by_number = counter.distributions()
+    outside = int(np.prod(case.grid.shape_vox)) - int(np.prod(size))
+    in_box = Distribution.merged(by_number.values()).without(0, outside)
+    return Channel({case.ids.id_of(n): of for n, of in by_number.items()}, size, in_box)
 
 
 def _in_two_passes(case: _Case, number: int, components: Components | None) -> Channel:
@@ -203,12 +203,16 @@ class _Range:
     """What values an image has: whether all are whole numbers, from where to where."""
 
     def __init__(self) -> None:
-        self._low, self._high, self._whole = np.inf, -np.inf, True
+        self._low: float | None = None
+        self._high: float | None = None
+        self._whole = True
         self._coarse = np.zeros(1 << 16, np.int64)
 
     def add(self, values: NDArray[Any]) -> None:
-        self._low = min(self._low, float(values.min()))
-        self._high = max(self._high, float(values.max()))
+        # Python's own whole numbers: those of 64 bits do not fit a float.
+        low, high = values.min().item(), values.max().item()
+        self._low = low if self._low is None else min(low, self._low)
+        self._high = high if self._high is None else max(high, self._high)
         self._whole = self._whole and (
             values.dtype.kind != "f" or bool((np.rint(values) == values).all())
         )
@@ -216,13 +220,19 @@ class _Range:
 
     def counter(self) -> Counter:
         """What counts such values best."""
-        span = self._high - self._low + 1
-        if self._whole and span <= EXACT_RANGE:
-            return ExactCounter(int(self._low), int(span))
+        low, high = self._low or 0, self._high or 0
+        if self._whole and high - low < EXACT_RANGE:
+            return ExactCounter(int(low), int(high) - int(low) + 1)
         return AdaptiveCounter(self._coarse)
 
 
 def _common_grid(image: Path, label: Path) -> Grid:
+    if (one := nifti.read_directions(image)) != (other := nifti.read_directions(label)):
+        raise StatisticsError(
+            f"the image's axes point to {one}, the label's to {other}",
+            "the same directions",
+            "save both in one orientation",
+        )
     ours, theirs = nifti.read_grid(image), nifti.read_grid(label)
     if ours.shape_vox != theirs.shape_vox:
         raise StatisticsError(

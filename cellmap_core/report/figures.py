@@ -36,6 +36,11 @@ def to_png(figure: Figure) -> bytes:
     return sink.getvalue()
 
 
+def plain(text: str) -> str:
+    """A name as it is: matplotlib takes what stands between two dollars for a formula."""
+    return text.replace("$", r"\$")
+
+
 def embedded(title: str, picture: bytes) -> str:
     """A markdown image (of a PNG or JPEG) that carries its own bytes."""
     kind = "png" if picture.startswith(_PNG) else "jpeg"
@@ -71,7 +76,7 @@ def bar_plot(
     figure, axes = new_figure(height=0.9 + max(0.19 * len(names), 0.6))
     places = list(range(len(names)))
     axes.barh(places, [v or 0 for v in values], color="#3182bd", height=0.7)
-    axes.set_yticks(places, names, fontsize=8)
+    axes.set_yticks(places, list(map(plain, names)), fontsize=8)
     axes.invert_yaxis()
     axes.margins(y=0.01)
     axes.set_xlabel(label)
@@ -117,8 +122,8 @@ def curves(
         for number, (name, values) in enumerate(lines.items()):
             heights = [float("nan") if v is None else v for v in values]
             first = {"color": "black", "lw": 2} if number == 0 else {"lw": 1, "alpha": 0.8}
-            axes.plot(x, heights, marker="." if len(x) < 30 else None, label=name, **first)
-        axes.set_title(title, fontsize=11)
+            axes.plot(x, heights, marker="." if len(x) < 30 else None, label=plain(name), **first)
+        axes.set_title(plain(title), fontsize=11)
         axes.set_xlabel(x_label)
         axes.grid(alpha=0.3)
         # Beyond a dozen names a legend covers the picture; the table has the numbers.

@@ -39,12 +39,15 @@ class Facts(Frozen):
         Auto3DSeg's summary over whole images: min, max, mean, stdev, percentiles.
     training_cases : int
         Cases this fold trains on.
+    scale : dict or None
+        Our report's scale of intensities; other reports have none.
     """
 
     shape_vox: Triple
     voxel_nm: Triple
     intensity: dict[str, float]
     training_cases: int
+    scale: dict[str, float] | None = None
 
 
 _Made = tuple[Any, str, dict[str, Any]]
@@ -116,6 +119,7 @@ def facts_of(summary: Mapping[str, Any], training_cases: int) -> Facts:
         stats = summary["image_stats"]
         intensity = {k: _number(v) for k, v in stats["intensity"].items() if k != "percentile"}
         shape, spacing = _zyx(stats["shape"]["median"]), _zyx(stats["spacing"]["median"])
+        scale = summary.get("normalisation")
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise StatisticsError(
             f"stats_summary lacks {error}",
@@ -126,7 +130,11 @@ def facts_of(summary: Mapping[str, Any], training_cases: int) -> Facts:
     if missing := sorted(needed - set(intensity)):
         raise StatisticsError(f"stats_summary lacks intensity {', '.join(missing)}", "all of OPS")
     return Facts(
-        shape_vox=shape, voxel_nm=spacing, intensity=intensity, training_cases=training_cases
+        shape_vox=shape,
+        voxel_nm=spacing,
+        intensity=intensity,
+        training_cases=training_cases,
+        scale=scale,
     )
 
 
@@ -228,6 +236,13 @@ def _rate(_: Facts, values: Mapping[str, Any]) -> _Made:
 
 
 def _normalisation(facts: Facts, _: Mapping[str, Any]) -> _Made:
+    if facts.scale is not None:
+        return (
+            facts.scale,
+            "clip to where 95 % of the crops have their 0.5 and 99.5 % percentiles, centre on the "
+            "crops' median, divide by their spread; one scale for all keeps what intensities mean",
+            facts.scale,
+        )
     found = facts.intensity
     low, high = found["percentile_00_5"], found["percentile_99_5"]
     if high <= low:

@@ -11,7 +11,7 @@ from cellmap_core.datastats.analyze import analyze
 
 # MONAI takes percentiles of labels at float32 ranks.
 LABEL_PERCENTILE = 5e-3
-OURS_ALONE = {"class_stats", "saturation", "cellmap"}
+OURS_ALONE = {"class_stats", "saturation", "cellmap", "normalisation"}
 
 
 def monai_report(data, output, do_ccp):

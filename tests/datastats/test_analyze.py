@@ -2,6 +2,7 @@
 
 import gzip
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -12,10 +13,11 @@ from cellmap_core.datastats.analyze import analyze
 from cellmap_core.datastats.findings import findings
 from cellmap_core.datastats.reduce import summarize
 from cellmap_core.datastats.reports import read_summary
-from cellmap_core.errors import BusyError, StatisticsError
+from cellmap_core.errors import BusyError, OptionError, StatisticsError
 from cellmap_core.label_table import UNKNOWN
 from cellmap_core.provenance import held
 from cellmap_core.training.rules import propose
+from tests.datastats.conftest import write
 
 
 def case_of(labels):
@@ -156,6 +158,68 @@ def test_only_what_changed_is_computed(three, tmp_path):
     assert analyze(three.write(), work, do_ccp=True).done == 4
 
 
+def test_other_files_of_the_same_names_are_read(three, new_data_set, tmp_path):
+    """As after a conversion into another folder, or when an entry gets another label file."""
+    work = tmp_path / "work"
+    analyze(three.write(), work)
+    other = new_data_set(three.table.classes, folder="other")
+    for i in range(3):
+        image, label = case_of([0, 1])
+        other.add(f"crop{i}", image + 100, label)
+    result = analyze(other.write(), work)
+    assert (result.done, result.current) == (3, 0)
+    assert (
+        read_summary(result.datastats)["label_stats"]["label"][1]["image_intensity"]["min"] == 115
+    )
+    # The same content elsewhere is the same case.
+    copy = tmp_path / "copy"
+    shutil.copytree(other.folder, copy)
+    assert analyze(copy / "datalist.json", work).current == 3
+    entry = other.entries[0]
+    (other.folder / "labels_v2").mkdir()
+    write(other.folder / "labels_v2/crop0.nii.gz", np.ones((2, 3, 4), np.uint8))
+    other.entries[0] = entry.model_copy(update={"label": "labels_v2/crop0.nii.gz"})
+    result = analyze(other.write(), work)
+    assert result.done == 1
+    cases = yaml.safe_load(result.datastats_by_case.read_text())["stats_by_cases"]
+    assert cases[0]["label_stats"]["labels"] == [1]
+
+
+def test_names_with_dollars_are_drawn_as_they_are(new_data_set, tmp_path):
+    data = new_data_set(("a$b$", "\\frac{$", "x|y"))
+    for i in range(2):
+        data.add(f"crop{i}$_x", *case_of([0, 1, 2, 3]), dataset="jrc_$x_0|é$")
+    assert analyze(data.write(), tmp_path / "work").analysis.is_file()
+
+
+def test_no_odd_crop_moves_the_scale_of_all(new_data_set, rng, tmp_path):
+    def scale_of(name, odd):
+        data = new_data_set(("a", "b"), folder=name)
+        for i in range(8):
+            image = np.random.default_rng(i).normal(128, 20, (6, 20, 20)).astype(np.float32)
+            data.add(f"c{i}", image, case_label)
+        for i, image in enumerate(odd):
+            data.add(f"odd{i}", image.astype(np.float32), case_label)
+        summary = read_summary(analyze(data.write(), tmp_path / name / "work").datastats)
+        return propose(summary, 8)["normalisation"][0]
+
+    case_label = rng.integers(0, 3, (6, 20, 20)).astype(np.uint8)
+    ordinary = scale_of("ordinary", [])
+    assert ordinary["mean"] == pytest.approx(128, abs=2)
+    assert ordinary["stdev"] == pytest.approx(20, rel=0.05)
+    hot = np.random.default_rng(9).normal(128, 20, case_label.shape)
+    hot[0, 0, 0] = 1e30
+    blank = np.zeros(case_label.shape)
+    for name, odd in (("blank", [blank, blank]), ("hot", [hot])):
+        assert scale_of(name, odd) == pytest.approx(ordinary, rel=0.03), name
+
+
+def test_a_folder_that_cannot_be_made_is_named(three, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OptionError, match="file/work cannot be made"):
+        analyze(three.write(), tmp_path / "file" / "work")
+
+
 def test_lost_report_is_written_again(three, tmp_path):
     datalist, work = three.write(), tmp_path / "work"
     result = analyze(datalist, work)
@@ -287,10 +351,8 @@ def test_findings_name_what_follows(three, tmp_path):
     document = yaml.safe_load(result.datastats_by_case.read_text())
     found = {f.topic: f for f in findings(document["stats_summary"], document["stats_by_cases"])}
     assert "4 × 6 × 8 nm" in found["Voxel spacing"].finding
-    assert (
-        "class14 (12 voxels, 14.29% of those known, in 1 crop)"
-        in found["Too rare to trust"].finding
-    )
+    assert "class14 (12 voxels, 14.29% of known, 1 crop)" in found["In too few crops"].finding
+    assert "Too rare to trust" not in found
     assert "class3" in found["Classes nowhere present"].finding
     assert "class1," not in found["Classes nowhere present"].finding
     assert "Classes nowhere annotated" not in found

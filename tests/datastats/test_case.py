@@ -2,6 +2,7 @@
 
 import tracemalloc
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -10,6 +11,7 @@ from cellmap_core.datastats.components import Components
 from cellmap_core.datastats.distribution import Distribution
 from cellmap_core.errors import NiftiError, StatisticsError
 from cellmap_core.label_table import PRESENT, UNKNOWN
+from cellmap_core.nifti import read_volume
 
 
 def stats_of(data, entry, do_ccp=False):
@@ -167,6 +169,61 @@ def test_channels_each_have_their_numbers(new_data_set, rng):
     ids = rng.integers(0, 3, image.shape).astype(np.uint8)
     with pytest.raises(NiftiError, match=r"has shape \(6, 5, 4, 3\)"):
         stats_of(data, data.add("labels", image, ids))
+
+
+def test_scaled_voxels_are_read_as_they_are_meant(new_data_set, rng):
+    """As nibabel writes floats into a file of whole numbers."""
+    image = rng.uniform(3, 7, (5, 6, 7))
+    label = rng.integers(0, 3, image.shape)
+    data = new_data_set()
+    entry = data.add("c", np.ones(image.shape, np.uint8), label.astype(np.uint8))
+    affine = np.diag([8.0, 6.0, 4.0, 1.0])
+    for path, volume in ((entry.image, image), (entry.label, label.astype(np.float64))):
+        scaled = nib.Nifti1Image(volume.transpose(2, 1, 0), affine)
+        scaled.set_data_dtype(np.int16)
+        nib.save(scaled, data.folder / path)
+    assert nib.load(data.folder / entry.image).dataobj.slope != 1
+    stats = stats_of(data, entry)
+    assert stats["image_stats"]["intensity"][0]["mean"] == pytest.approx(image.mean(), rel=1e-4)
+    assert stats["label_stats"]["labels"] == [0, 1, 2]
+    assert read_volume(data.folder / entry.image) == pytest.approx(image, abs=1e-3)
+
+
+def test_axes_that_point_elsewhere_are_refused(new_data_set):
+    data = new_data_set()
+    ones = np.ones((5, 6, 7), np.uint8)
+    entry = data.add("c", ones, ones)
+    flipped = nib.Nifti1Image(ones.transpose(2, 1, 0), np.diag([-8.0, 6.0, 4.0, 1.0]))
+    nib.save(flipped, data.folder / entry.label)
+    with pytest.raises(StatisticsError, match="image's axes point to RAS, the label's to LAS"):
+        stats_of(data, entry)
+
+
+def test_colours_are_no_intensities(new_data_set):
+    data = new_data_set()
+    ones = np.ones((5, 6, 7), np.uint8)
+    entry = data.add("c", ones, ones)
+    colours = np.zeros((7, 6, 5), [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    nib.save(nib.Nifti1Image(colours, np.diag([8.0, 6.0, 4.0, 1.0])), data.folder / entry.image)
+    with pytest.raises(NiftiError, match="expected integers or floats"):
+        stats_of(data, entry)
+
+
+def test_labels_by_the_thousand_take_no_more_memory(new_data_set, rng):
+    """A table of label × 16-bit intensity would take 2.6 GB."""
+    image = rng.integers(1, 60_000, (40, 50, 50)).astype(np.uint16)
+    label = np.arange(image.size, dtype=np.uint16).reshape(image.shape) % 5000
+    data = new_data_set(tuple(f"c{i}" for i in range(4999)))
+    entry = data.add("c", image, label, annotated=[1, 2])
+    tracemalloc.start()
+    stats = stats_of(data, entry, do_ccp=True)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 150e6
+    assert len(stats["label_stats"]["label"]) == 5000
+    assert stats["label_stats"]["label"][7]["image_intensity"][0]["mean"] == pytest.approx(
+        image[label == 7].mean()
+    )
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])

@@ -51,6 +51,42 @@ def test_long_runs_cross_the_blocks(rng, monkeypatch):
         assert_exact(counted(ExactCounter(0, 256), values, numbers), values, numbers)
 
 
+@pytest.mark.parametrize(
+    "dtype", [np.uint32, np.uint64, np.int64, np.int32, np.dtype(">u2"), np.dtype(">i4")]
+)
+def test_wide_whole_numbers_far_from_zero_are_exact(rng, dtype):
+    limits = np.iinfo(dtype)
+    for low in (1, 100, int(limits.max) - 200):
+        values = np.array([low + int(i) for i in rng.integers(0, 150, 500)], dtype)
+        numbers = rng.integers(0, 3, 500).astype(np.uint8)
+        counter = ExactCounter(int(values.min()), int(values.max()) - int(values.min()) + 1)
+        found = counted(counter, values, numbers)
+        for number, of in found.items():
+            expected = np.unique(values[numbers == number], return_counts=True)
+            assert of.values == pytest.approx([float(v) for v in expected[0]])
+            assert np.array_equal(of.counts, expected[1])
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_thousands_of_labels_are_counted_as_few_are(rng, monkeypatch, adaptive):
+    values = rng.normal(100, 20, 20_000).astype(np.float32 if adaptive else np.uint16)
+    numbers = rng.integers(0, 500, 20_000).astype(np.uint16)
+    numbers[:5000] %= 3
+
+    def made():
+        counter = AdaptiveCounter(upper_half(values)) if adaptive else ExactCounter(0, 1 << 16)
+        return counted(counter, values, numbers, pieces=9)
+
+    monkeypatch.setattr("cellmap_core.datastats.counters._TABLE_ENTRIES", 1 << 40)
+    expected = made()
+    monkeypatch.setattr("cellmap_core.datastats.counters._TABLE_ENTRIES", 1 << 12)
+    found = made()
+    assert list(found) == list(expected)
+    for number, of in found.items():
+        assert of.values == pytest.approx(expected[number].values)
+        assert np.array_equal(of.counts, expected[number].counts)
+
+
 @settings(max_examples=40, deadline=None)
 @given(arrays.arrays(np.float32, st.integers(2, 60), elements=st.floats(width=32, allow_nan=False)))
 def test_bits_sort_as_the_values_do(values):

@@ -88,6 +88,35 @@ def test_each_kind_is_named(data, rng, tmp_path):
     assert Image.open(io.BytesIO(picture)).width > 300
 
 
+def test_saturation_is_at_the_ends_of_the_crop_whatever_its_type(new_data_set, rng, tmp_path):
+    data = new_data_set()
+    twelve_bits = rng.integers(100, 4096, SHAPE).astype(np.uint16)
+    twelve_bits[rng.random(SHAPE) < 0.2] = 4095
+    parts = rng.random(SHAPE).astype(np.float32)
+    parts[rng.random(SHAPE) < 0.2] = 0
+    data.add("bits", twelve_bits, halves())
+    data.add("parts", parts, halves())
+    data.add("few", rng.integers(0, 9, SHAPE).astype(np.uint8), halves())
+    data.add("fine", rng.random(SHAPE).astype(np.float32), halves())
+    found, _ = odd_ones(data, tmp_path)
+    assert set(found) == {"bits", "parts"}
+    assert "plain white" in found["bits"]
+    assert "plain black" in found["parts"]
+
+
+def test_what_is_blank_is_said_exactly(new_data_set, rng, tmp_path):
+    data = new_data_set()
+    dot = np.zeros(SHAPE, np.uint8)
+    dot[3, 4, 5] = 5
+    data.add("dot", dot, halves())
+    data.add("channels", np.stack([ordinary(rng), np.full(SHAPE, 7, np.uint8)]), halves())
+    found, _ = odd_ones(data, tmp_path)
+    assert found == {
+        "dot": "blank (all that is not black is 5)",
+        "channels": "channel 1: blank (every voxel is 7)",
+    }
+
+
 def test_few_crops_have_no_usual_contrast(new_data_set, rng, tmp_path):
     data = new_data_set()
     for i, mean in enumerate((60, 130, 200)):
