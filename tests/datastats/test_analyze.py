@@ -1,6 +1,7 @@
 """The stage: the summary by label value, caching, failures, files."""
 
 import gzip
+import json
 import re
 import shutil
 
@@ -13,7 +14,7 @@ from cellmap_core.datastats.analyze import analyze
 from cellmap_core.datastats.findings import findings
 from cellmap_core.datastats.reduce import summarize
 from cellmap_core.datastats.reports import read_summary
-from cellmap_core.errors import BusyError, OptionError, StatisticsError
+from cellmap_core.errors import BusyError, DatalistError, OptionError, StatisticsError
 from cellmap_core.label_table import UNKNOWN
 from cellmap_core.provenance import held
 from cellmap_core.training.rules import propose
@@ -212,6 +213,25 @@ def test_no_odd_crop_moves_the_scale_of_all(new_data_set, rng, tmp_path):
     blank = np.zeros(case_label.shape)
     for name, odd in (("blank", [blank, blank]), ("hot", [hot])):
         assert scale_of(name, odd) == pytest.approx(ordinary, rel=0.03), name
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.update(label_table=[]), r"label_table ids \[\]; expected every id"),
+        (
+            lambda d: d["training"].append({**d["training"][0], "image": "./images/crop0.nii.gz"}),
+            "lists images/crop0.nii.gz twice",
+        ),
+    ],
+)
+def test_a_datalist_that_contradicts_itself_is_refused(three, tmp_path, change, message):
+    path = three.write()
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+    with pytest.raises(DatalistError, match=message):
+        analyze(path, tmp_path / "work")
 
 
 def test_a_folder_that_cannot_be_made_is_named(three, tmp_path):
