@@ -22,7 +22,7 @@ PLANES_PER_AXIS = 7
 #: Largest extent of a kept plane along each of its axes, in voxels.
 WINDOW_VOX = 512
 #: Largest extent of the kept block along each axis, in voxels.
-BLOCK_VOX = 128
+BLOCK_VOX = 96
 
 
 @dataclass(frozen=True, eq=False)

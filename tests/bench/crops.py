@@ -1,8 +1,8 @@
 """Synthetic crops for the benchmarks: EM-like texture and organelle-like labels, on disk.
 
-The texture compresses as EM does (about three quarters of its bytes), and each class is a
-smooth blob pattern of a chosen volume fraction; chunks without a label are not written, as
-in CellMap's own files.
+The texture compresses as EM does (about three quarters of its bytes), each class is a smooth
+blob pattern of a chosen volume fraction, and the EM is dark along its faces as along a
+membrane; chunks without a label are not written, as in CellMap's own files.
 """
 
 from __future__ import annotations
@@ -64,12 +64,13 @@ def write_crops(root: Path, crops: tuple[BenchCrop, ...]) -> Path:
             ),
         )
         raw = labels.resampled(crop.raw_nm)
-        _write_raw(store / "em/fibsem-uint8", raw, start, number)
         texture = {
             name: (fraction, seed)
             for seed, (name, fraction) in enumerate(zip(classes, FRACTIONS, strict=False))
             if seed < crop.filled
         }
+        em = _with_membranes(em_tile(number), texture, labels, raw)
+        _write_raw(store / "em/fibsem-uint8", raw, start, em)
         _write_labels(store / "labels/groundtruth/crop1", classes, texture, labels)
         labels_of = f"{store}/labels/groundtruth/crop1/[{','.join(classes)}]"
         lines.append(f'"train","{store}/em/fibsem-uint8","{labels_of}"')
@@ -121,11 +122,27 @@ def _triple(values: Any) -> Triple:
     return z, y, x
 
 
-def _write_raw(folder: Path, part: Grid, start: Shape, seed: int) -> None:
+def _with_membranes(
+    tile: NDArray[np.uint8], texture: Mapping[str, tuple[float, int]], labels: Grid, raw: Grid
+) -> NDArray[np.uint8]:
+    """The EM of a crop: texture, and dark where a class begins, as organelles have it."""
+    em = _repeat(tile, raw.shape_vox)
+    near = [
+        np.minimum((np.arange(n) + 0.5) * r / v, m - 1).astype(int)
+        for n, r, v, m in zip(
+            raw.shape_vox, raw.voxel_nm, labels.voxel_nm, labels.shape_vox, strict=True
+        )
+    ]
+    for fraction, seed in texture.values():
+        inside = blobs(labels.shape_vox, fraction, seed)[np.ix_(*near)].astype(bool)
+        em[inside & ~ndimage.binary_erosion(inside)] //= 2
+    return em
+
+
+def _write_raw(folder: Path, part: Grid, start: Shape, em: NDArray[np.uint8]) -> None:
     """A large sparse volume with EM only around the crop, as a download leaves it."""
     shape = tuple(s + n + 64 for s, n in zip(start, part.shape_vox, strict=True))
     array = _array(folder, shape, RAW_CHUNKS, part.voxel_nm, (0.0, 0.0, 0.0), {})
-    em = _repeat(em_tile(seed), part.shape_vox)
     array[tuple(slice(s, s + n) for s, n in zip(start, part.shape_vox, strict=True))] = em
 
 
