@@ -260,7 +260,8 @@ def _draw(
         write_bytes(folder / picture.file, content)
     (folder / _OUTLIERS.file).unlink(missing_ok=True)
     if outliers:
-        usual = summary["image_stats"]["intensity"]
-        low, high = usual["percentile_00_5"], usual["percentile_99_5"]
+        # The scale of all crops: the odd ones themselves must not move it.
+        scale = summary["normalisation"]
+        low, high = (scale["clip_low"], scale["clip_high"]) if scale else (0.0, 0.0)
         grey = (low, high if high > low else low + 1)
         write_bytes(folder / _OUTLIERS.file, outlier_sheet(outliers, table, grey))

@@ -55,7 +55,7 @@ def _thumbnail(
         index=index,
         start_vox=(0, 0),
         image=_section(outlier.image, index),
-        codes=_section(outlier.label, index).astype(np.intp),
+        codes=np.rint(_section(outlier.label, index)).astype(np.intp),
     )
     return thumbnail([plane], states, classes, grid.voxel_nm, grey)
 

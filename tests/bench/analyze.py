@@ -6,12 +6,10 @@ The peer takes minutes, so that it runs once and ours three times, of which the 
 
 from __future__ import annotations
 
-import argparse
-import tempfile
 from pathlib import Path
 
 from tests.bench.cases import write_cases
-from tests.bench.convert import table, told_by
+from tests.bench.convert import run, table, told_by
 
 CASES, EDGE = 8, 200
 MEMORY_EDGES = (200, 400)
@@ -19,14 +17,7 @@ MEMORY_EDGES = (200, 400)
 
 def main() -> None:
     """Run the parts asked for (all of them by default) and print their tables."""
-    parts = {"speed": speed, "memory": memory}
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", default=list(parts), help=f"of {', '.join(parts)}")
-    chosen = parser.parse_args().parts
-    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        for name in chosen:
-            (Path(folder) / name).mkdir()
-            parts[name](Path(folder) / name)
+    run({"speed": speed, "memory": memory}, __doc__)
 
 
 def speed(folder: Path) -> None:

@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.bench.crops import TYPICAL, BenchCrop, write_crops, write_giant
@@ -25,8 +26,12 @@ SMALL_CROPS = 289
 
 def main() -> None:
     """Run the parts asked for (all of them by default) and print their tables."""
-    parts = {"speed": speed, "memory": memory, "scaling": scaling, "overhead": overhead}
-    parser = argparse.ArgumentParser(description=__doc__)
+    run({"speed": speed, "memory": memory, "scaling": scaling, "overhead": overhead}, __doc__)
+
+
+def run(parts: dict[str, Callable[[Path], None]], about: str) -> None:
+    """Run the parts that the command line names, each in a folder of its own."""
+    parser = argparse.ArgumentParser(description=about)
     parser.add_argument("parts", nargs="*", default=list(parts), help=f"of {', '.join(parts)}")
     chosen = parser.parse_args().parts
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
