@@ -6,6 +6,8 @@ import contextlib
 import ctypes
 import os
 import re
+import resource
+import subprocess
 from pathlib import Path
 
 # glibc's malloc.h.
@@ -90,3 +92,25 @@ def gpus(driver: Path = Path("/proc/driver/nvidia/gpus")) -> tuple[str, ...]:
         return tuple(str(i) for i, _ in enumerate(driver.iterdir()))
     except OSError:
         return ()
+
+
+def gpu_memory_bytes() -> int:
+    """Memory of the smallest NVIDIA device this process may use; 0 where there is none."""
+    devices = gpus()
+    if not devices:
+        return 0
+    ask = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        said = subprocess.run(
+            [*ask, f"--id={','.join(devices)}"],
+            capture_output=True, text=True, check=True, timeout=30,
+        ).stdout  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return 0
+    sizes = [int(line) for line in said.split() if line.isdigit()]
+    return min(sizes, default=0) << 20
+
+
+def peak_memory_bytes() -> int:
+    """Most memory this process has taken so far, mapped files that it read included."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10

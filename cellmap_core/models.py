@@ -136,6 +136,10 @@ class TrainResult(StageResult):
         None where the class has no known voxel present there.
     trivial_dice : dict
         Class name → Dice of calling every known voxel foreground; the bar to beat.
+    seconds : float
+        Spent in all its epochs, over all its processes' restarts.
+    host_bytes, device_bytes : int
+        Most memory it took, of the machine and of its GPU.
     """
 
     bundle: BundleRef
@@ -146,6 +150,8 @@ class TrainResult(StageResult):
     dice: dict[str, float | None]
     trivial_dice: dict[str, float | None]
     seconds: float
+    host_bytes: int = 0
+    device_bytes: int = 0
 
 
 class CasePrediction(Frozen):

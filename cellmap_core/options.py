@@ -116,7 +116,11 @@ class AnalyzeOptions(_WorkOptions, ConvertOptions):
 
 
 class _AlgoOptions(_WorkOptions):
-    algos: list[str] = Field(["segresnet"], min_length=1, description="algorithms to run")
+    algos: list[str] = Field(
+        ["segresnet"],
+        min_length=1,
+        description="algorithms to run: segresnet, swinunetr, dints, or those of --templates",
+    )
     num_fold: int = Field(5, ge=2, description="number of cross-validation folds")
 
 
@@ -128,7 +132,15 @@ class GenerateOptions(_AlgoOptions, _FoldOptions):
         None, description="another Auto3DSeg template folder (default: the project's own)"
     )
     overrides: dict[str, Any] = Field(
-        {}, description="values of hyper_parameters.yaml to set, as name=value"
+        {},
+        description="values of hyper_parameters.yaml to set, as name=value, or algo.name=value for "
+        "one algorithm alone",
+    )
+    gpu_memory_gb: float | None = Field(
+        None,
+        gt=0,
+        description="memory of the GPUs to train on, which batch and patch sizes follow (default: "
+        "what this machine has)",
     )
 
 
@@ -136,6 +148,9 @@ class TrainOptions(_AlgoOptions):
     """Options of ``train``: the bundles that ``generate`` made."""
 
     folds: list[int] | None = Field(None, description="train only these folds (default: all)")
+    gpus_per_training: int = Field(
+        1, ge=1, description="GPUs that share each training's batches (by torchrun)"
+    )
 
 
 class EnsembleOptions(_AlgoOptions):

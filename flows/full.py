@@ -8,14 +8,13 @@ from typing import Any
 
 from prefect import get_run_logger
 
-from cellmap_core.bundles.names import check_algos
+from cellmap_core.bundles.names import check_choice
 from cellmap_core.convert import check_crop_count
 from cellmap_core.datalist import read_datalist
 from cellmap_core.errors import CellmapError, OptionError
 from cellmap_core.folds import check_fold_count
 from cellmap_core.models import ConvertResult, Failure, StageResult
 from cellmap_core.options import MODELS, FullOptions
-from cellmap_core.training.config import check_overrides
 from cellmap_core.work import datalist_of, ensure_folder
 from flows import analyze, convert, ensemble, generate, train
 from flows.house import auto3dseg, shell
@@ -34,8 +33,7 @@ def check(options: FullOptions) -> None:
     if options.mode != "full":
         STAGES[options.mode].check(_for(options.mode, options))
         return
-    check_algos(options.algos, options.templates)
-    check_overrides(options.overrides)
+    check_choice(options)
     if options.datalist is not None:
         check_fold_count(datalist_of(options.datalist), options.num_fold)
     elif options.datasplit is not None:

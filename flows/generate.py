@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from cellmap_core.bundles.names import check_algos
+from cellmap_core.bundles.names import check_choice
 from cellmap_core.folds import check_fold_count
 from cellmap_core.models import GenerateResult
 from cellmap_core.options import GenerateOptions
-from cellmap_core.training.config import check_overrides
 from cellmap_core.work import datalist_of, datastats_of
 from flows.house import auto3dseg, shell
 from tasks.generate import generate_bundles
@@ -16,8 +15,7 @@ from tasks.generate import generate_bundles
 
 def check(options: GenerateOptions) -> None:
     """Refuse unknown algorithms and overrides, too few crops, a work folder not analysed."""
-    check_algos(options.algos, options.templates)
-    check_overrides(options.overrides)
+    check_choice(options)
     check_fold_count(datalist_of(options.datalist), options.num_fold)
     datastats_of(options.work_dir)
 

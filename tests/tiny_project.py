@@ -15,10 +15,10 @@ from cellmap_core.label_table import LabelTable
 from cellmap_core.models import BundleRef
 from cellmap_core.nifti import write_volume
 from cellmap_core.options import GenerateOptions
+from cellmap_core.training.algorithms import build_network
 from cellmap_core.training.checkpoint import Model, save
-from cellmap_core.training.config import read_bundle_config
+from cellmap_core.training.config_files import read_bundle_config
 from cellmap_core.training.history import write_progress
-from cellmap_core.training.networks import build_network
 from cellmap_core.training.result import best_checkpoint
 
 CLASSES = ("mito", "er")

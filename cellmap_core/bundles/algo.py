@@ -7,11 +7,12 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from monai.apps.auto3dseg.bundle_gen import BundleAlgo
 
 from cellmap_core.datalist import read_datalist
-from cellmap_core.training.config import CONFIG_NAME, write_config
+from cellmap_core.training.config_files import CONFIG_NAME, write_config
 from cellmap_core.training.history import PROGRESS_NAME
 from cellmap_core.training.launch import command
 from cellmap_core.training.result import MODEL_FOLDER
@@ -39,7 +40,7 @@ class CellmapAlgo(BundleAlgo):
         algo_path : str
             The new bundle's folder.
         **kwargs
-            ``fold``; optionally ``num_epochs`` and ``overrides``.
+            ``fold``; optionally ``num_epochs``, ``overrides`` and ``memory``.
 
         Returns
         -------
@@ -61,6 +62,7 @@ class CellmapAlgo(BundleAlgo):
             read_datalist(datalist),
             identity,
             kwargs.get("overrides", {}),
+            kwargs.get("memory"),
         )
         write_config(folder / CONFIG_NAME, config)
         return {Path(CONFIG_NAME).name: config.model_dump(mode="json", exclude={"rules"})}
@@ -77,8 +79,11 @@ class CellmapAlgo(BundleAlgo):
         """
         self.device_setting.update(device_setting or {})
         visible = str(self.device_setting["CUDA_VISIBLE_DEVICES"])
+        processes = (
+            len([d for d in visible.split(",") if d.strip()]) if torch.cuda.is_available() else 1
+        )
         return subprocess.run(
-            command(Path(self.output_path), train_params),
+            command(Path(self.output_path), train_params, processes=max(1, processes)),
             check=True,
             env={**os.environ, "CUDA_VISIBLE_DEVICES": visible},
         )

@@ -12,13 +12,15 @@ from typing import Any
 
 import yaml
 
-from cellmap_core.bundles.names import OWN_TEMPLATES, check_algos
+from cellmap_core.bundles.names import OWN_TEMPLATES, check_choice, follows_rules
 from cellmap_core.datalist import Datalist, read_datalist
 from cellmap_core.errors import BundleError, DatalistError, StatisticsError
 from cellmap_core.models import BundleRef, GenerateResult
 from cellmap_core.options import GenerateOptions
 from cellmap_core.provenance import file_digest, key_of, read_receipt, write_receipt, write_text
-from cellmap_core.training.config import CONFIG_NAME, check_overrides
+from cellmap_core.training.facts import memory_there
+from cellmap_core.training.result import MODEL_FOLDER
+from cellmap_core.training.rules import derive
 
 logger = logging.getLogger(__name__)
 
@@ -60,8 +62,7 @@ def generate(
     DatalistError
         There are more folds than cases, or a fold has nothing to validate or to train on.
     """
-    check_algos(options.algos, options.templates)
-    overrides = check_overrides(options.overrides)
+    overrides = check_choice(options)
     if not datastats.is_file():
         raise StatisticsError(f"no {datastats}", "Auto3DSeg's report", "run the analysis first")
     wanted = tuple(folds) if folds is not None else tuple(range(options.num_fold))
@@ -76,15 +77,36 @@ def generate(
     # Cases to predict do not make a model: a new one must not cost days of training.
     document = cases.model_copy(update={"testing": (), "notes": ()}).to_json()
     inputs = [options.num_epochs, overrides, document, file_digest(datastats)]
-    keys = {b.name: _key(b, inputs, options.templates or OWN_TEMPLATES) for b in bundles}
+    memory = memory_there(options.gpu_memory_gb)
+    templates = options.templates or OWN_TEMPLATES
+    extra = {"num_epochs": options.num_epochs, "overrides": overrides}
+
+    def key(bundle: BundleRef) -> str:
+        """Of the values that come out: more memory alone makes no bundle stale."""
+        if not follows_rules(bundle.algo, templates):
+            return _key(bundle, inputs, templates)
+        config = derive(datastats, cases, _identity(bundle, datalist, options), overrides, memory)
+        return _key(bundle, [*inputs, config.digest], templates)
+
+    keys = {bundle.name: key(bundle) for bundle in bundles}
     stale = [b for b in bundles if not _is_current(b, keys[b.name])]
     _write_source(work_dir, datalist)
     if stale:
-        extra = {"num_epochs": options.num_epochs, "overrides": overrides}
-        _export(stale, keys, work_dir, datastats, options.templates or OWN_TEMPLATES, extra)
+        _export(stale, keys, work_dir, datastats, templates, {**extra, "memory": memory})
     return GenerateResult(
         done=len(stale), current=len(bundles) - len(stale), bundles=tuple(bundles)
     )
+
+
+def _identity(bundle: BundleRef, datalist: Path, options: GenerateOptions) -> dict[str, Any]:
+    """What a bundle's configuration is about, before any rule."""
+    return {
+        "algo": bundle.algo,
+        "fold": bundle.fold,
+        "datalist": datalist,
+        "ckpt_path": bundle.folder / MODEL_FOLDER,
+        "num_epochs": options.num_epochs,
+    }
 
 
 def _check_folds(path: Path, datalist: Datalist, num_fold: int, wanted: Sequence[int]) -> None:
@@ -169,10 +191,11 @@ def _export(
 
 def _seal(bundle: BundleRef, key: str) -> None:
     """Write the receipt. MONAI's runners rewrite algo_object.json, so it is not in it."""
-    if not (bundle.folder / CONFIG_NAME).is_file():
-        raise BundleError(f"{bundle.folder} has no {CONFIG_NAME}", "a template that writes it")
+    configs = sorted(p for p in (bundle.folder / "configs").glob("*") if p.is_file())
+    if not configs:
+        raise BundleError(f"{bundle.folder} has no configs", "a template that writes them")
     scripts = sorted((bundle.folder / "scripts").glob("*.py"))
-    write_receipt(bundle.folder / _RECEIPT_NAME, key, [bundle.folder / CONFIG_NAME, *scripts], {})
+    write_receipt(bundle.folder / _RECEIPT_NAME, key, [*configs, *scripts], {})
 
 
 @contextmanager

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from cellmap_core.errors import BundleError, OptionError
+from cellmap_core.options import GenerateOptions
+from cellmap_core.training.config_files import check_overrides
 
 #: The project's own templates; nothing is downloaded at run time.
 OWN_TEMPLATES: Path = Path(__file__).resolve().parent / "templates"
@@ -53,3 +56,28 @@ def check_algos(algos: Sequence[str], templates: Path | None = None) -> None:
         )
     if len(set(algos)) != len(algos):
         raise OptionError(f"algos {', '.join(algos)}", "each algorithm once")
+
+
+def follows_rules(algo: str, templates: Path | None = None) -> bool:
+    """Whether a template is built on this project, and not by others on MONAI alone."""
+    path = (templates or OWN_TEMPLATES) / algo / "scripts" / "algo.py"
+    return "cellmap_core.bundles.algo" in path.read_text(encoding="utf-8", errors="replace")
+
+
+def check_choice(options: GenerateOptions) -> dict[str, Any]:
+    """Algorithms and overrides of a run, checked; templates of others have values of their own.
+
+    Returns
+    -------
+    dict
+        The overrides, with values of the right types.
+
+    Raises
+    ------
+    OptionError
+        An algorithm, an override or its value is not valid.
+    """
+    check_algos(options.algos, options.templates)
+    if not all(follows_rules(algo, options.templates) for algo in options.algos):
+        return dict(options.overrides)
+    return check_overrides(options.overrides, options.algos)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from cellmap_core.datastats.balance import class_weights, fractions, known_fraction
 from cellmap_core.models import Frozen
 from cellmap_core.training.rules import propose
 
@@ -16,7 +17,6 @@ _RARE_FRACTION = 1e-3
 _FEW_CROPS = 3
 # A class this much rarer than another is drowned by it.
 _UNBALANCED = 10.0
-_MAX_WEIGHT = 10.0
 _ANISOTROPIC = 1.5
 
 
@@ -50,32 +50,6 @@ def findings(summary: dict[str, Any], cases: Sequence[dict[str, Any]]) -> tuple[
         *_rare(rows),
         *_missing(rows),
     )
-
-
-def class_weights(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Weight of each class that is present, by median frequency balancing.
-
-    The median of the classes' fractions over a class's own (Eigen and Fergus, "Predicting
-    depth, surface normals and semantic labels", ICCV 2015), between 0.1 and 10, because a
-    larger one lets single voxels steer a step.
-    """
-    fractions = _fractions(rows)
-    middle = float(np.median(list(fractions.values()))) if fractions else 0.0
-    return {
-        name: float(np.clip(middle / fraction, 1 / _MAX_WEIGHT, _MAX_WEIGHT))
-        for name, fraction in fractions.items()
-    }
-
-
-def known_fraction(row: dict[str, Any]) -> float | None:
-    """Fraction of a class in all its known voxels of all crops; None where none is known."""
-    known = row["voxels"]["present"] + row["voxels"]["absent"]
-    return float(row["voxels"]["present"] / known) if known else None
-
-
-def _fractions(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Fraction of each class that is present anywhere."""
-    return {r["name"]: f for r in rows if (f := known_fraction(r))}
 
 
 def _sizes(cases: Sequence[dict[str, Any]], proposed: dict[str, Any]) -> Finding:
@@ -145,10 +119,10 @@ def _intensity(
 
 
 def _balance(rows: Sequence[dict[str, Any]]) -> list[Finding]:
-    fractions = _fractions(rows)
-    if not fractions:
+    found = fractions(rows)
+    if not found:
         return []
-    ordered = sorted(fractions.items(), key=lambda item: -item[1])
+    ordered = sorted(found.items(), key=lambda item: -item[1])
     (most, large), (least, small) = ordered[0], ordered[-1]
     weights = class_weights(rows)
     heavy = sorted(weights, key=lambda name: -weights[name])[:5]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from cellmap_core.datastats.findings import Finding, class_weights, known_fraction
+from cellmap_core.datastats.balance import class_weights, known_fraction
+from cellmap_core.datastats.findings import Finding
 from cellmap_core.datastats.outliers import Outlier
 from cellmap_core.models import Failure
 from cellmap_core.report.text import Cell, markdown_table

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cellmap_core.datastats.findings import known_fraction
+from cellmap_core.datastats.balance import known_fraction
 from cellmap_core.datastats.outliers import name_of
 from cellmap_core.report.figures import bar_plot, new_figure, plain, to_png
 

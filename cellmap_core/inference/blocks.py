@@ -16,6 +16,7 @@ from cellmap_core.training.config import TrainConfig
 
 # Probabilities and weights of one block, float32, before it is cut to its core.
 _BLOCK_BYTES = 512 << 20
+_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 # Cores in multiples of this, so that a chunk of the output is written once.
 _MULTIPLE_VOX = 64
 
@@ -61,7 +62,7 @@ def plan_blocks(
     """
     window = [max(c.patch_size_vox[axis] for c in configs) for axis in range(3)]
     halo = [n // 4 for n in window]
-    channels = max(len(c.classes) for c in configs)
+    channels = max(c.channels for c in configs)
     # The probabilities, their sum over members, the weights and the image.
     edge = int((budget_bytes / (4 * (2 * channels + 2))) ** (1 / 3))
     core = [max(w, edge - 2 * h) for w, h in zip(window, halo, strict=True)]
@@ -88,9 +89,8 @@ def predict_block(
     """
     device = next(network.parameters()).device
     part = config.normalisation.apply(np.asarray(image[block.outer]))
-    with torch.autocast(
-        device.type, dtype=torch.float16, enabled=config.amp and device.type == "cuda"
-    ):
+    dtype = autocast_type(config, device)
+    with torch.autocast(device.type, dtype=dtype, enabled=dtype is not torch.float32):
         logits = sliding_window_inference(
             torch.from_numpy(part)[None, None].to(device),
             roi_size=config.patch_size_vox,
@@ -101,6 +101,17 @@ def predict_block(
         )
     assert isinstance(logits, torch.Tensor)
     z, y, x = block.inner
-    core = logits[0, :, z, y, x]
-    probabilities: NDArray[np.float32] = torch.sigmoid(core.float()).cpu().numpy()
+    core = logits[0, :, z, y, x].float()
+    # The background of softmax is no class.
+    likely = torch.sigmoid(core) if config.activation == "sigmoid" else core.softmax(dim=0)[1:]
+    probabilities: NDArray[np.float32] = likely.cpu().numpy()
     return probabilities
+
+
+def autocast_type(config: TrainConfig, device: torch.device) -> torch.dtype:
+    """The type that a network computes in: as asked for, or what suits the device."""
+    if config.precision != "auto":
+        return _TYPES[config.precision]
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16

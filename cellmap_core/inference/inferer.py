@@ -13,9 +13,9 @@ from monai.data.meta_tensor import MetaTensor
 
 from cellmap_core.inference.blocks import plan_blocks, predict_block
 from cellmap_core.nifti import read_volume
+from cellmap_core.training.algorithms import build_network, with_architecture
 from cellmap_core.training.checkpoint import load_model
-from cellmap_core.training.config import read_config
-from cellmap_core.training.networks import build_network
+from cellmap_core.training.config_files import read_config
 from cellmap_core.training.result import best_checkpoint
 
 
@@ -37,8 +37,8 @@ class InferClass:
         self.config = read_config(paths, override)
         path = best_checkpoint(paths[0].resolve().parents[1])
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.network = build_network(trained)
         model = load_model(path, trained.digest)
+        self.network = build_network(with_architecture(trained, model.architecture))
         self.network.load_state_dict(model.model)
         # A channel that was never trained says nothing; noise would pass for a prediction.
         self._learnt = np.array([name in model.trained_classes for name in trained.classes])

@@ -12,10 +12,14 @@ from numpy.typing import NDArray
 from cellmap_core.errors import CellmapError, EnsembleError
 from cellmap_core.models import BundleRef, Failure
 from cellmap_core.provenance import file_digest
+from cellmap_core.training.algorithms import build_network, with_architecture
 from cellmap_core.training.checkpoint import Model, load_model
-from cellmap_core.training.config import TrainConfig, read_bundle_config
-from cellmap_core.training.networks import build_network
+from cellmap_core.training.config import TrainConfig
+from cellmap_core.training.config_files import read_bundle_config
 from cellmap_core.training.result import best_checkpoint
+
+# One for each of our algorithms; every search of DiNTS finds an architecture of its own.
+_KEPT_NETWORKS = 3
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ def _open(bundle: BundleRef, classes: Sequence[str]) -> Member:
 
 
 class Networks:
-    """Networks to predict with, one for each architecture, whatever the number of members."""
+    """Networks to predict with: a few, whatever the number of members and architectures."""
 
     def __init__(self) -> None:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -87,9 +91,13 @@ class Networks:
 
     def of(self, member: Member) -> torch.nn.Module:
         """The network with a member's weights, in eval mode; valid until the next call."""
-        config = member.config
-        kind = f"{config.algo} {config.init_filters} {config.blocks_down} {config.dsdepth}"
+        config = with_architecture(member.config, member.model.architecture)
+        kind = config.network_key
         if kind not in self._built:
+            while len(self._built) >= _KEPT_NETWORKS:
+                oldest = next(iter(self._built))
+                del self._built[oldest]
+                self._holds.pop(oldest, None)
             self._built[kind] = build_network(config).to(self._device).eval()
         if self._holds.get(kind) != member.digest:
             self._built[kind].load_state_dict(member.model.model)

@@ -1,7 +1,13 @@
-"""Augmentation: orientations that the voxel size allows, and small changes of intensity."""
+"""Augmentation fit for EM: orientations, intensity, blur, noise, missing sections.
+
+What happens to a patch depends on the training's seed, the step and the patch's number in it
+alone, so a step is the same however its patches are spread over processes.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +21,12 @@ if TYPE_CHECKING:
 
 # A quarter turn between axes whose voxels differ by more than this would deform.
 _SAME_VOXEL = 1.05
+# Of a patch's intensities, in units of the normalised image (stdev 1).
+_CONTRAST, _BRIGHTNESS, _NOISE = (0.8, 1.25), 0.2, 0.2
+_BLUR_VOX = (0.4, 1.2)
+# How often: blur (focus), noise (dwell time), a section lost in milling or imaging.
+_BLURRED, _NOISY, _SECTION_LOST = 0.15, 0.5, 0.05
+_LOST_SECTIONS = 2
 
 
 @dataclass(frozen=True)
@@ -37,9 +49,21 @@ def planes(patch_vox: Shape, voxel_nm: Triple) -> tuple[tuple[int, int], ...]:
     return tuple(
         (a, b)
         for a, b in ((0, 1), (0, 2), (1, 2))
-        if patch_vox[a] == patch_vox[b]
-        and max(voxel_nm[a], voxel_nm[b]) <= _SAME_VOXEL * min(voxel_nm[a], voxel_nm[b])
+        if patch_vox[a] == patch_vox[b] and _same(voxel_nm[a], voxel_nm[b])
     )
+
+
+def section_axes(voxel_nm: Triple) -> tuple[int, ...]:
+    """Axes along which sections may be lost: the coarsest; all of them where they are alike.
+
+    FIB-SEM mills along one axis, but its volumes are often turned afterwards.
+    """
+    coarsest = max(voxel_nm)
+    return tuple(axis for axis in range(3) if _same(voxel_nm[axis], coarsest))
+
+
+def _same(a: float, b: float) -> bool:
+    return max(a, b) <= _SAME_VOXEL * min(a, b)
 
 
 def draw_orientation(rng: np.random.Generator, legal: tuple[tuple[int, int], ...]) -> Orientation:
@@ -50,18 +74,86 @@ def draw_orientation(rng: np.random.Generator, legal: tuple[tuple[int, int], ...
     return Orientation(legal[int(rng.integers(len(legal)))], int(rng.integers(4)), flips)
 
 
-def jitter(image: torch.Tensor, seed: int) -> torch.Tensor:
-    """Change contrast, brightness and noise of normalised patches (B, 1, z, y, x).
+@dataclass(frozen=True)
+class Change:
+    """What happens to the intensities of one patch.
 
-    The same seed gives the same change on the same kind of device.
+    Attributes
+    ----------
+    contrast, brightness : float
+        Factor and summand.
+    blur_vox : float
+        Deviation of a Gaussian; 0: none.
+    noise : float
+        Deviation; 0: none.
+    noise_seed : int
+        Of the noise, on the device where the patch is.
+    lost : tuple or None
+        Axis, first and end of the sections that are black.
+    """
+
+    contrast: float
+    brightness: float
+    blur_vox: float
+    noise: float
+    noise_seed: int
+    lost: tuple[int, int, int] | None
+
+
+def draw_change(rng: np.random.Generator, patch_vox: Shape, axes: Sequence[int]) -> Change:
+    """Draw what happens to a patch; ``axes`` are those that may lose sections."""
+    low, high = _CONTRAST
+    contrast = math.exp(rng.uniform(math.log(low), math.log(high)))
+    brightness = rng.uniform(-_BRIGHTNESS, _BRIGHTNESS)
+    blur = rng.uniform(*_BLUR_VOX) if rng.random() < _BLURRED else 0.0
+    noise = rng.uniform(0, _NOISE) if rng.random() < _NOISY else 0.0
+    seed = int(rng.integers(1 << 62))
+    lost = None
+    if rng.random() < _SECTION_LOST:
+        axis = int(rng.choice(np.asarray(axes)))
+        first = int(rng.integers(patch_vox[axis]))
+        lost = (axis, first, min(patch_vox[axis], first + int(rng.integers(_LOST_SECTIONS)) + 1))
+    return Change(contrast, brightness, blur, noise, seed, lost)
+
+
+def alter(patch: torch.Tensor, change: Change, black: float) -> torch.Tensor:
+    """Change the intensities of a normalised patch (z, y, x), on its device and in place.
+
+    Parameters
+    ----------
+    patch : Tensor of float32
+        Shape (z, y, x).
+    change : Change
+        What to do.
+    black : float
+        Intensity of a lost section.
     """
     import torch
 
-    generator = torch.Generator(device=image.device).manual_seed(seed)
+    patch.mul_(change.contrast).add_(change.brightness)
+    if change.blur_vox:
+        patch.copy_(_blurred(patch, change.blur_vox))
+    if change.noise:
+        generator = torch.Generator(device=patch.device).manual_seed(change.noise_seed)
+        noise = torch.empty_like(patch).normal_(0, change.noise, generator=generator)
+        patch.add_(noise)
+    if change.lost is not None:
+        axis, first, end = change.lost
+        patch.narrow(axis, first, end - first).fill_(black)
+    return patch
 
-    def draw(low: float, high: float) -> torch.Tensor:
-        unit = torch.rand((image.shape[0], 1, 1, 1, 1), generator=generator, device=image.device)
-        return low + (high - low) * unit
 
-    noise = torch.randn(image.shape, generator=generator, device=image.device)
-    return image * draw(0.9, 1.1) + draw(-0.1, 0.1) + noise * draw(0.0, 0.1)
+def _blurred(patch: torch.Tensor, sigma_vox: float) -> torch.Tensor:
+    """Convolved with a Gaussian, axis by axis; its border voxels stand for what lies beyond."""
+    import torch
+    from torch.nn import functional as F
+
+    reach = math.ceil(3 * sigma_vox)
+    at = torch.arange(-reach, reach + 1, device=patch.device, dtype=patch.dtype)
+    kernel = torch.exp(-0.5 * (at / sigma_vox) ** 2)
+    kernel /= kernel.sum()
+    for axis in range(3):
+        rows = patch.movedim(axis, -1)
+        flat = F.pad(rows.reshape(-1, 1, rows.shape[-1]), (reach, reach), mode="replicate")
+        patch = F.conv1d(flat, kernel[None, None]).view(rows.shape).movedim(-1, axis)
+    return patch

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 from cellmap_core.errors import CheckpointError
@@ -33,16 +36,16 @@ class Snapshot:
         Steps taken since the start of the training.
     loss_sum, loss_steps : float, int
         Losses of the unfinished epoch.
-    seconds : float
-        Time spent in the unfinished epoch before this checkpoint.
+    timing : dict
+        Seconds spent in the unfinished epoch before this checkpoint, by what they went to.
     records : list of dict
         What was reported of each finished epoch.
     best : dict or None
         The record of the best epoch.
-    model, optimizer, scaler : dict
-        Their states.
+    learner : dict
+        Network, optimizer, scaler and moving average.
     rng : dict
-        States of torch's generators.
+        States of all generators.
     """
 
     config_digest: str
@@ -50,12 +53,10 @@ class Snapshot:
     step: int
     loss_sum: float
     loss_steps: int
-    seconds: float
+    timing: dict[str, float]
     records: list[dict[str, Any]]
     best: dict[str, Any] | None
-    model: dict[str, Any]
-    optimizer: dict[str, Any]
-    scaler: dict[str, Any]
+    learner: dict[str, Any]
     rng: dict[str, Any]
 
 
@@ -78,6 +79,8 @@ class Model:
         Class → Dice on the validation cases.
     model : dict
         The weights.
+    architecture : dict or None
+        What a search found, for algorithms that search.
     """
 
     config_digest: str
@@ -86,15 +89,41 @@ class Model:
     epoch: int
     dice: dict[str, float | None]
     model: dict[str, Any]
+    architecture: dict[str, Any] | None = None
 
 
 _State = TypeVar("_State", Snapshot, Model)
 
 
-def save(path: Path, state: Snapshot | Model) -> None:
-    """Write a checkpoint, whole or not at all."""
+def save(path: Path, state: Snapshot | Model, *, before: Path | None = None) -> None:
+    """Write a checkpoint, whole or not at all.
+
+    Parameters
+    ----------
+    path : Path
+        Its name.
+    state : Snapshot or Model
+        What to write.
+    before : Path, optional
+        Where the one that was there is kept.
+
+    Raises
+    ------
+    DiskFullError
+        There is no room for it; what was there stays.
+    """
     with atomic_path(path) as temporary:
-        torch.save({f.name: getattr(state, f.name) for f in fields(state)}, temporary)
+        try:
+            with temporary.open("wb") as sink:
+                torch.save({f.name: getattr(state, f.name) for f in fields(state)}, sink)
+        except RuntimeError as error:
+            # torch tells of a failed write in its own words; what the system said lies beneath.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from error
+            raise
+        if before is not None:
+            with contextlib.suppress(FileNotFoundError):
+                path.replace(before)
 
 
 def load_snapshot(path: Path, config_digest: str) -> Snapshot:
@@ -120,13 +149,24 @@ def load_model(path: Path, config_digest: str) -> Model:
 
 
 def rng_state() -> dict[str, Any]:
-    """States of torch's generators."""
+    """States of the generators of Python, numpy and torch, as plain numbers and tensors."""
+    version, numbers, gauss = random.getstate()
+    kind, keys, *rest = np.random.get_state()  # noqa: NPY002 - what libraries may draw from
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+    return {
+        "python": [version, list(numbers), gauss],
+        "numpy": [kind, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest],
+        "cpu": torch.get_rng_state(),
+        "cuda": cuda,
+    }
 
 
 def restore_rng(state: dict[str, Any]) -> None:
-    """Set torch's generators; those of GPUs only where there are as many as before."""
+    """Set all generators; those of GPUs only where there are as many as before."""
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
     torch.set_rng_state(state["cpu"])
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])

@@ -1,25 +1,22 @@
-"""``hyper_parameters.yaml``: every value that a training depends on, in one frozen model."""
+"""The values of one training, in one frozen model; each algorithm adds its own."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from cellmap_core.errors import BundleError, OptionError
 from cellmap_core.grid import Triple
 from cellmap_core.models import Frozen
-from cellmap_core.provenance import key_of, write_text
+from cellmap_core.provenance import key_of
 
-#: Where a bundle keeps its configuration.
-CONFIG_NAME = "configs/hyper_parameters.yaml"
-
-_Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1)]
+Precision = Literal["auto", "bf16", "fp16", "fp32"]
+#: ``sigmoid``: each class for itself, overlaps welcome; ``softmax``: one class a voxel at most.
+Activation = Literal["sigmoid", "softmax"]
 
 
 class Normalisation(Frozen):
@@ -54,21 +51,41 @@ class Rule(Frozen):
 
 
 class TrainConfig(Frozen):
-    """The values of one training; sizes are z, y, x.
+    """The values that all algorithms share; sizes are z, y, x.
 
     Attributes
     ----------
     patch_size_vox : tuple of int
-        Size of a training patch and of an inference window; divisible by
-        ``2 ** (len(blocks_down) - 1)``.
+        Size of a training patch and of an inference window; divisible by `divisor`.
+    batch_size : int
+        Patches of a step of the optimizer, over all processes together.
+    micro_batch : int
+        Patches that go through the network at once; their gradients add up to the batch's.
     num_steps_per_epoch : int
-        Optimizer steps in an epoch, each of ``batch_size`` patches.
-    dsdepth : int
-        Decoder levels that have an output and a loss (deep supervision).
+        Optimizer steps in an epoch.
+    validate_every : int
+        Epochs from one validation to the next; the last epoch is always validated.
+    warmup_steps : int
+        Steps over which the learning rate rises; then it falls to 0 along a cosine.
+    gradient_clip : float
+        Largest norm of a step's gradient.
+    ema_decay : float
+        Of the moving average of the weights, which is what is validated and kept; 0: none.
+    early_stop_epochs : int
+        End after so many epochs without a better mean Dice; 0: never.
+    class_weighting : str
+        ``equal``, or ``rare``: by median frequency, so that rare classes count more.
+    class_weights : tuple of float
+        What each class counts in the loss.
     overlap : float
         Overlap of neighbouring windows in validation and inference, as a part of the window.
-    amp : bool
-        Mixed precision, where there is a GPU.
+    precision : str
+        ``auto``: bf16 on GPUs that compute in it, fp16 on older ones, fp32 on a CPU.
+    compile : bool
+        Whether torch compiles the network: minutes at the start, faster steps afterwards.
+    cache : str
+        ``mapped``: volumes stay on disk, and what is read in the system's page cache;
+        ``memory``: they are read into memory at the start.
     rules : dict
         Field name → why it has its value.
     """
@@ -79,124 +96,85 @@ class TrainConfig(Frozen):
     ckpt_path: Path
     classes: Annotated[tuple[str, ...], Field(min_length=1)]
     voxel_nm: Triple
-    patch_size_vox: tuple[_Positive, _Positive, _Positive]
-    blocks_down: Annotated[tuple[_Positive, ...], Field(min_length=1)]
-    dsdepth: _Positive
-    init_filters: Annotated[int, Field(ge=8)]
-    batch_size: _Positive
-    num_epochs: _Positive
-    num_steps_per_epoch: _Positive
+    patch_size_vox: tuple[Positive, Positive, Positive]
+    batch_size: Positive
+    micro_batch: Positive
+    num_epochs: Positive
+    num_steps_per_epoch: Positive
+    validate_every: Positive
     learning_rate: Annotated[float, Field(gt=0)]
+    warmup_steps: Annotated[int, Field(ge=0)]
     weight_decay: Annotated[float, Field(ge=0)] = 1e-5
+    gradient_clip: Annotated[float, Field(gt=0)] = 12.0
+    ema_decay: Annotated[float, Field(ge=0, lt=1)]
+    early_stop_epochs: Annotated[int, Field(ge=0)]
+    activation: Activation
+    class_weighting: Literal["equal", "rare"]
+    class_weights: tuple[Annotated[float, Field(gt=0)], ...]
     normalisation: Normalisation
     augment: bool = True
     overlap: Annotated[float, Field(ge=0, lt=1)] = 0.25
-    sw_batch_size: _Positive = 1
-    amp: bool = True
+    sw_batch_size: Positive = 1
+    precision: Precision = "auto"
+    compile: bool = False
+    cache: Literal["mapped", "memory"]
     seed: int = 0
     rules: dict[str, Rule] = {}
 
     @model_validator(mode="after")
-    def _fits_the_network(self) -> TrainConfig:
-        divisor = 2 ** (len(self.blocks_down) - 1)
-        if any(n % divisor for n in self.patch_size_vox):
+    def _fits(self) -> TrainConfig:
+        if any(n % self.divisor for n in self.patch_size_vox):
             raise ValueError(
-                f"patch_size_vox {self.patch_size_vox} with {len(self.blocks_down)} levels; "
-                f"expected sizes divisible by {divisor}"
+                f"patch_size_vox {self.patch_size_vox} with {self.algo}; expected sizes divisible "
+                f"by {self.divisor}"
+            )
+        if self.batch_size % self.micro_batch:
+            raise ValueError(
+                f"micro_batch {self.micro_batch}; expected a divisor of batch_size "
+                f"{self.batch_size}"
+            )
+        if len(self.class_weights) != len(self.classes):
+            raise ValueError(
+                f"{len(self.class_weights)} class_weights; expected one for each of "
+                f"{len(self.classes)} classes"
             )
         return self
 
     @property
+    def divisor(self) -> int:
+        """What the network's down-sampling wants patch sizes to be divisible by."""
+        return 1
+
+    @property
+    def output_levels(self) -> int:
+        """Outputs of the network while it trains, each half the size of the one before."""
+        return 1
+
+    @property
+    def channels(self) -> int:
+        """Channels of an output: the classes, and with softmax the background before them."""
+        return len(self.classes) + (self.activation == "softmax")
+
+    @property
+    def network_key(self) -> str:
+        """The same for configurations whose networks are alike."""
+        own = set(type(self).model_fields) - set(TrainConfig.model_fields)
+        values = self.model_dump(mode="json", include=own | {"algo", "activation"})
+        return key_of(values, len(self.classes))
+
+    @property
     def digest(self) -> str:
-        """Digest of all values that change the model; where files lie does not."""
-        places = {"datalist", "ckpt_path", "rules"}
-        return key_of(self.model_dump(mode="json", exclude=places))
+        """Digest of all values that change the model; places and ways to compute do not."""
+        return key_of(self.model_dump(mode="json", exclude=_WITHOUT_EFFECT))
 
 
-#: What may be set by ``overrides``: every value, but not what a bundle is or where it lies.
-OVERRIDABLE: tuple[str, ...] = tuple(
-    name
-    for name in TrainConfig.model_fields
-    if name not in {"algo", "fold", "datalist", "ckpt_path", "classes", "rules"}
-)
-
-
-def check_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Overrides by known names with checked values; texts of a command line are read as YAML.
-
-    Raises
-    ------
-    OptionError
-        A name is unknown (the message lists the valid ones), or a value is out of range.
-    """
-    if unknown := sorted(set(overrides) - set(OVERRIDABLE)):
-        raise OptionError(
-            f"unknown override {', '.join(unknown)}", f"any of {', '.join(OVERRIDABLE)}"
-        )
-    return {name: _checked(name, value) for name, value in overrides.items()}
-
-
-def _checked(name: str, value: Any) -> Any:
-    field = TrainConfig.model_fields[name]
-    kind: Any = Annotated[(field.annotation, *field.metadata, name)]
-    try:
-        given = yaml.safe_load(value) if isinstance(value, str) else value
-        return TypeAdapter(kind).validate_python(given)
-    except (ValidationError, yaml.YAMLError) as error:
-        line = error.errors()[0]["msg"] if isinstance(error, ValidationError) else "not YAML"
-        raise OptionError(
-            f"override {name} = {value!r}: {line}", "", "correct its value"
-        ) from error
-
-
-def make_config(values: Mapping[str, Any]) -> TrainConfig:
-    """Check values and freeze them.
-
-    Raises
-    ------
-    OptionError
-        A value is missing, unknown or out of range; the message names it.
-    """
-    try:
-        return TrainConfig.model_validate(dict(values))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "hyper_parameters"
-        found = f"{where} = {first['input']!r}" if first["loc"] else "hyper_parameters"
-        message = first["msg"].removeprefix("Value error, ")
-        raise OptionError(
-            f"{found}: {message}", "", f"set it right in the overrides ({where})"
-        ) from error
-
-
-def write_config(path: Path, config: TrainConfig) -> None:
-    """Write ``hyper_parameters.yaml``, whole or not at all."""
-    write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=100))
-
-
-def read_config(paths: Sequence[Path], overrides: Mapping[str, Any] | None = None) -> TrainConfig:
-    """Read one or more YAML files, later ones over earlier ones, and overrides over all.
-
-    Raises
-    ------
-    BundleError
-        A file is missing or is not a YAML mapping.
-    OptionError
-        A value is not what the schema says.
-    """
-    values: dict[str, Any] = {}
-    for path in paths:
-        try:
-            document = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
-            raise BundleError(f"{path} cannot be read ({error})", CONFIG_NAME) from error
-        if not isinstance(document, dict):
-            raise BundleError(f"{path} holds no mapping", "name: value lines", "generate it again")
-        values |= document
-    values |= check_overrides(overrides or {})
-    return make_config(values)
-
-
-def read_bundle_config(folder: Path) -> TrainConfig:
-    """The configuration of the bundle in ``folder``."""
-    return read_config([folder / CONFIG_NAME])
+_WITHOUT_EFFECT = {
+    "datalist",
+    "ckpt_path",
+    "rules",
+    "micro_batch",
+    "sw_batch_size",
+    "compile",
+    "cache",
+    "architecture",
+}

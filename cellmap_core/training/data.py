@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +15,8 @@ from cellmap_core.errors import TrainingError
 from cellmap_core.training.config import TrainConfig
 from cellmap_core.training.patches import PatchSampler, look_up
 from cellmap_core.training.volumes import Case, open_cases
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ def open_fold(config: TrainConfig, cache: Path) -> FoldData:
         The datalist or a case cannot be read.
     """
     datalist = read_datalist(config.datalist)
+    in_memory = config.cache == "memory"
     if datalist.classes != config.classes:
         raise TrainingError(
             f"{config.datalist} has classes {', '.join(datalist.classes)}",
@@ -58,11 +63,41 @@ def open_fold(config: TrainConfig, cache: Path) -> FoldData:
             "generate the bundles again",
         )
     training, validation = datalist.split(config.fold)
-    sampler = PatchSampler(open_cases(datalist, training, cache), datalist.table, config)
+    if not training or not validation:
+        raise TrainingError(
+            f"{config.datalist}: fold {config.fold} has {len(training)} training and "
+            f"{len(validation)} validation cases",
+            "at least one of each",
+            "convert again with fewer folds, or train another fold",
+        )
+    cases = open_cases(datalist, training, cache, in_memory=in_memory)
+    sampler = PatchSampler(cases, datalist.table, config)
+    learnable = [config.classes[c] for c in sampler.learnable]
+    _tell(config, cases, learnable)
     return FoldData(
         sampler=sampler,
-        validation=open_cases(datalist, validation, cache),
+        validation=open_cases(datalist, validation, cache, in_memory=in_memory),
         states=datalist.table.states(),
         look_up=look_up(datalist.table),
-        learnable=[config.classes[c] for c in sampler.learnable],
+        learnable=learnable,
     )
+
+
+def _tell(config: TrainConfig, cases: Sequence[Case], learnable: Sequence[str]) -> None:
+    """Say what goes on, but not as one would think."""
+    name = f"{config.algo}_{config.fold}"
+    if missing := [c for c in config.classes if c not in learnable]:
+        logger.warning(
+            "%s: nothing to learn of %s: not annotated and present in any training case",
+            name, ", ".join(missing),
+        )  # fmt: skip
+    patch = config.patch_size_vox
+    smaller = [
+        case for case in cases if any(n < p for n, p in zip(case.image.shape, patch, strict=True))
+    ]
+    if smaller:
+        logger.warning(
+            "%s: %d of %d training cases are smaller than the patch of %s voxels on some axis; "
+            "what lies beyond them is unknown",
+            name, len(smaller), len(cases), " × ".join(map(str, patch)),
+        )  # fmt: skip

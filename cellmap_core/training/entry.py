@@ -14,10 +14,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cellmap_core.errors import CellmapError, OptionError, TrainingInterrupted
-from cellmap_core.training.config import read_config
-from cellmap_core.training.launch import ERROR_MARK, EXIT_GO_ON, PARENT_VARIABLE
+from cellmap_core.training.config_files import read_config
+from cellmap_core.training.launch import (
+    ERROR_MARK,
+    EXIT_GO_ON,
+    GO_ON_MARK,
+    PARENT_VARIABLE,
+    stop_files,
+)
 
 logger = logging.getLogger(__name__)
+
+# SIGUSR1 and SIGUSR2 are what clusters send before the wall time is over.
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -39,11 +48,18 @@ def main(arguments: Sequence[str]) -> int:
     try:
         files, overrides = parse(arguments)
         config = read_config(files, overrides)
-        from cellmap_core.training.trainer import Trainer
+        bundle = files[0].resolve().parents[1]
+        # Only now: what is wrong with the call is told before torch is loaded.
+        from cellmap_core.training.run import train
+        from cellmap_core.training.team import team
 
-        Trainer(config, files[0].resolve().parents[1], stop).run()
+        with team() as together:
+            logging.getLogger("cellmap_core").setLevel(
+                logging.INFO if together.leads else logging.ERROR
+            )
+            train(config, bundle, stop(bundle), together)
     except TrainingInterrupted as error:
-        logger.info("%s", error)
+        logger.info("%s%s", GO_ON_MARK, error)
         return EXIT_GO_ON
     except CellmapError as error:
         logger.error("%s%s", ERROR_MARK, error)  # noqa: TRY400 - one clear line, no traceback
@@ -73,10 +89,33 @@ def parse(arguments: Sequence[str]) -> tuple[list[Path], dict[str, str]]:
     return files, values
 
 
-def _watch() -> Callable[[], bool]:
-    """Whether to end: a signal came, or the process that started this one is gone."""
+def _watch() -> Callable[[Path], Callable[[], bool]]:
+    """Whether to end: a signal came, a stop file is there, or who started this one is gone."""
     asked: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in _SIGNALS:
         signal.signal(number, lambda received, _frame: asked.append(received))
     parent = int(os.environ.get(PARENT_VARIABLE, 0))
-    return lambda: bool(asked) or (parent > 0 and os.getppid() != parent)
+
+    def of(bundle: Path) -> Callable[[], bool]:
+        files = stop_files(bundle)
+        return lambda: (
+            bool(asked)
+            or any(file.exists() for file in files)
+            or (parent > 0 and not _lives(parent))
+        )
+
+    return of
+
+
+def _lives(process: int) -> bool:
+    """Whether a process is an ancestor of this one, as long as it lives."""
+    current = os.getppid()
+    while current > 1:
+        if current == process:
+            return True
+        try:
+            fields = Path(f"/proc/{current}/stat").read_text(encoding="ascii", errors="replace")
+        except OSError:
+            return False
+        current = int(fields.rpartition(")")[2].split()[1])
+    return process == current

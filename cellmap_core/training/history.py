@@ -19,7 +19,12 @@ Record = dict[str, Any]
 
 
 def is_better(record: Record, best: Record | None) -> bool:
-    """Whether an epoch beats the best one; without any score the later one does."""
+    """Whether an epoch beats the best one.
+
+    One that was not validated never does; of those without any score the later one does.
+    """
+    if not record["dice"]:
+        return False
     if best is None or best["mean_dice"] is None:
         return True
     return record["mean_dice"] is not None and record["mean_dice"] > best["mean_dice"]
@@ -64,11 +69,12 @@ def write_progress(folder: Path, records: Iterable[Record]) -> None:
 
 def readable(name: str, record: Record) -> str:
     """One line of an epoch for people."""
-    scores = ", ".join(f"{k} {_score(v)}" for k, v in record["dice"].items())
-    return (
-        f"{name} epoch {record['epoch']}/{record['epochs']}: loss {_score(record['loss'], 4)}, "
-        f"mean Dice {_score(record['mean_dice'])} ({scores}), {record['seconds']:.1f} s"
-    )
+    parts = [f"loss {_score(record['loss'], 4)}"]
+    if record["dice"]:
+        scores = ", ".join(f"{k} {_score(v)}" for k, v in record["dice"].items())
+        parts.append(f"mean Dice {_score(record['mean_dice'])} ({scores})")
+    parts.append(f"{record['seconds']:.1f} s")
+    return f"{name} epoch {record['epoch']}/{record['epochs']}: {', '.join(parts)}"
 
 
 def _score(value: float | None, digits: int = 3) -> str:

@@ -6,14 +6,14 @@ import os
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from cellmap_core.errors import BundleError, TrainingError, TrainingInterrupted
 from cellmap_core.models import BundleRef, TrainResult
-from cellmap_core.training.config import CONFIG_NAME
+from cellmap_core.training.config_files import CONFIG_NAME
 from cellmap_core.training.history import read_records
 from cellmap_core.training.result import MODEL_FOLDER, read_result
 
@@ -21,8 +21,12 @@ __all__ = ["command", "read_epochs", "read_result", "train_bundle"]
 
 #: Exit code of a training that was asked to end and can go on (sysexits' EX_TEMPFAIL).
 EXIT_GO_ON = 75
+#: Begins the line of a training that was asked to end; torchrun keeps exit codes to itself.
+GO_ON_MARK = "go on later: "
 #: Begins the one line that says why a training failed.
 ERROR_MARK = "error: "
+#: A file of this name ends a training after its current step, as long as it is there.
+STOP_NAME = "STOP"
 #: Tells the child who started it, so that it ends when that process is gone.
 PARENT_VARIABLE = "AUTO3DSEG_PARENT"
 
@@ -31,13 +35,27 @@ _KEPT_LINES = 15
 _GRACE_SECONDS = 60.0
 
 
-def command(folder: Path, overrides: Mapping[str, Any] | None = None) -> list[str]:
-    """The argument list that trains a bundle; safe with any character in a path."""
+def command(
+    folder: Path, overrides: Mapping[str, Any] | None = None, processes: int = 1
+) -> list[str]:
+    """The argument list that trains a bundle; safe with any character in a path.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the bundle.
+    overrides : mapping, optional
+        Values to set.
+    processes : int
+        How many train it together, by torchrun; each has a GPU of its own.
+    """
     configs = sorted(p for p in (folder / "configs").glob("*.*") if p.suffix in {".yaml", ".json"})
     files = ",".join(str(p) for p in configs) or str(folder / CONFIG_NAME)
     extra = [f"--{name}={value}" for name, value in (overrides or {}).items()]
+    together = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     return [
         sys.executable,
+        *(together if processes > 1 else []),
         str(folder / "scripts" / "train.py"),
         "run",
         f"--config_file={files}",
@@ -45,12 +63,17 @@ def command(folder: Path, overrides: Mapping[str, Any] | None = None) -> list[st
     ]
 
 
+def stop_files(folder: Path) -> tuple[Path, Path]:
+    """Files that end the training of a bundle, and of all bundles of its work folder."""
+    return folder / STOP_NAME, folder.parent / STOP_NAME
+
+
 def train_bundle(
     bundle: BundleRef,
     on_line: Callable[[str], None],
     on_epoch: Callable[[dict[str, Any]], None],
     threads: int | None = None,
-    gpu: str | None = None,
+    gpus: Sequence[str] = (),
 ) -> TrainResult:
     """Train a bundle in a process of its own, or find it trained.
 
@@ -65,8 +88,9 @@ def train_bundle(
         mean_dice, seconds.
     threads : int, optional
         Cores the training may use on a CPU (default: all).
-    gpu : str, optional
-        The one device it may use, by its name in ``CUDA_VISIBLE_DEVICES`` (default: all).
+    gpus : sequence of str, optional
+        The devices it may use, by their names in ``CUDA_VISIBLE_DEVICES`` (default: one, if
+        there is any); a process for each trains its share of every batch.
 
     Returns
     -------
@@ -88,9 +112,13 @@ def train_bundle(
         raise BundleError(
             f"no bundle in {bundle.folder}", "scripts/train.py", "run the generate stage first"
         )
+    if there := [str(f) for f in stop_files(bundle.folder) if f.exists()]:
+        raise TrainingError(
+            f"training {bundle.name} is held by {', '.join(there)}", "", "remove it to go on"
+        )
     last: deque[str] = deque(maxlen=_KEPT_LINES)
     seen = len(read_epochs(bundle))
-    with _process(bundle, threads, gpu) as process:
+    with _process(bundle, threads, gpus) as process:
         assert process.stdout is not None
         for line in process.stdout:
             last.append(line.rstrip("\n"))
@@ -106,16 +134,16 @@ def train_bundle(
 
 @contextmanager
 def _process(
-    bundle: BundleRef, threads: int | None, gpu: str | None
+    bundle: BundleRef, threads: int | None, gpus: Sequence[str]
 ) -> Iterator[subprocess.Popen[str]]:
     """Run the training; it never outlives this block."""
     environment = {**os.environ, PARENT_VARIABLE: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
     if threads:
         environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    if gpu is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = gpu
+    if gpus:
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     process = subprocess.Popen(
-        command(bundle.folder),
+        command(bundle.folder, processes=max(1, len(gpus))),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -159,8 +187,9 @@ def _report(bundle: BundleRef, seen: int, on_epoch: Callable[[dict[str, Any]], N
 def _check_end(bundle: BundleRef, code: int, last: list[str]) -> None:
     if code == 0:
         return
-    if code < 0 or code == EXIT_GO_ON:
-        how = f"by signal {-code}" if code < 0 else "on request"
+    asked = code == EXIT_GO_ON or any(line.startswith(GO_ON_MARK) for line in last)
+    if code < 0 or asked:
+        how = "on request" if asked else f"by signal {-code}"
         raise TrainingInterrupted(
             f"training {bundle.name} was ended from outside ({how})",
             "to run to its end",

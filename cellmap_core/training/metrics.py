@@ -33,6 +33,11 @@ class DiceCounts:
             for channel, part in enumerate(flags):
                 self._counts[row, channel] += int(part.sum())
 
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """Shape (4, C): hits, predicted, present and known voxels; adds up over processes."""
+        return self._counts
+
     def dice(self) -> dict[str, float | None]:
         """2 |P ∩ T| / (|P| + |T|); None where no known voxel of the class is present."""
         hit, predicted, present, _ = self._counts

@@ -1,7 +1,7 @@
 """Training patches: drawn by class, cropped from the disk, expanded after cropping.
 
-A batch holds images, label ids and which classes are annotated; targets and masks of all
-classes are made of it by one table look-up (`expand`), where the network is.
+A batch holds voxels as they are on disk and label ids; normalised images, targets and masks
+of all classes are made of it by `images_of` and `targets_of`, where the network is.
 """
 
 from __future__ import annotations
@@ -10,20 +10,30 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cellmap_core.errors import TrainingError
 from cellmap_core.label_table import PRESENT, UNKNOWN, LabelTable
-from cellmap_core.training.augment import draw_orientation, planes
-from cellmap_core.training.config import TrainConfig
-from cellmap_core.training.presence import Presence, find_presence
+from cellmap_core.training.augment import (
+    Change,
+    alter,
+    draw_change,
+    draw_orientation,
+    planes,
+    section_axes,
+)
+from cellmap_core.training.config import Normalisation, TrainConfig
+from cellmap_core.training.presence import Presence, presence_of
 from cellmap_core.training.volumes import Case
 
 if TYPE_CHECKING:
     import torch
+
+#: Draws of the network's weights; the search for an architecture has draws of its own.
+TRAINING_STREAM, SEARCH_STREAM = 0, 1
 
 
 @dataclass(frozen=True)
@@ -32,17 +42,23 @@ class Batch:
 
     Attributes
     ----------
-    image : ndarray of float32
-        Shape (B, 1, z, y, x), normalised; 0 where a patch reaches beyond its case.
-    label : ndarray of int32
+    image : ndarray of uint8 or float32
+        Shape (B, z, y, x), as on disk; the training's mean where a patch reaches beyond its case.
+    label : ndarray of uint8 or int32
         Shape (B, z, y, x), label ids; beyond the case the id after the last, unknown to all.
     annotated : ndarray of bool
         Shape (B, C).
+    changes : tuple of Change or None
+        What is to happen to each patch's intensities.
+    places : tuple of str
+        Case and first voxel of each, for messages.
     """
 
-    image: NDArray[np.float32]
-    label: NDArray[np.int32]
+    image: NDArray[Any]
+    label: NDArray[Any]
     annotated: NDArray[np.bool_]
+    changes: tuple[Change | None, ...]
+    places: tuple[str, ...]
 
 
 def look_up(table: LabelTable) -> NDArray[np.uint8]:
@@ -70,13 +86,62 @@ def expand(
     target, mask : Tensor of bool
         Shape (B, C, z, y, x): present; and known, which is annotated and not unknown.
     """
-    voxels = states[label.long()].movedim(-1, 1)
-    mask = (voxels != UNKNOWN) & annotated[:, :, None, None, None]
+    # Whole rows are copied, some thirty times faster than indexing by a volume.
+    rows = states.index_select(0, label.flatten().int())
+    voxels = rows.view(*label.shape, states.shape[1]).movedim(-1, 1)
+    mask = (voxels != UNKNOWN).logical_and_(annotated[:, :, None, None, None])
     return voxels == PRESENT, mask
 
 
+def targets_of(batch: Batch, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Target and mask of a batch, on the device where ``states`` is; see `expand`."""
+    import torch
+
+    annotated = torch.from_numpy(batch.annotated).to(states.device)
+    return expand(_moved(batch.label, states.device), annotated, states)
+
+
+def images_of(
+    batch: Batch, rows: slice, normalisation: Normalisation, device: torch.device
+) -> torch.Tensor:
+    """Normalised and augmented images (B, 1, z, y, x), float32, of some patches of a batch.
+
+    Parameters
+    ----------
+    batch : Batch
+        The patches.
+    rows : slice
+        Which of them.
+    normalisation : Normalisation
+        Of the intensities.
+    device : device
+        Where they are to be, and where they are changed.
+    """
+    image = _moved(batch.image[rows], device).float()
+    scale = normalisation
+    image.clamp_(scale.clip_low, scale.clip_high).sub_(scale.mean).div_(scale.stdev)
+    black = (scale.clip_low - scale.mean) / scale.stdev
+    for patch, change in zip(image, batch.changes[rows], strict=True):
+        if change is not None:
+            alter(patch, change, black)
+    return image[:, None]
+
+
+def _moved(array: NDArray[Any], device: torch.device) -> torch.Tensor:
+    import torch
+
+    tensor = torch.from_numpy(array)
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.clone()
+
+
 class PatchSampler:
-    """Draws patches from cases; a batch depends on seed and step alone.
+    """Draws patches from cases; a patch depends on seed, step and its number in it alone.
+
+    A patch is drawn for a class: each class that can be learnt is as likely as any other, and
+    "anywhere at all" as likely as a class. Then a case where the class is present, each as
+    likely; then a voxel of the class in it, each as likely; the patch lies around it anyhow.
 
     Parameters
     ----------
@@ -99,7 +164,11 @@ class PatchSampler:
         self._states = table.states()
         self._padding = len(self._states)
         self._planes = planes(config.patch_size_vox, config.voxel_nm)
-        self._presence = [self._look(number, case) for number, case in enumerate(cases)]
+        self._sections = section_axes(config.voxel_nm)
+        self._presence: list[Presence] = [presence_of(case, self._padding) for case in cases]
+        bytes_only = all(case.image.dtype == np.uint8 for case in cases)
+        self._image_dtype = np.dtype(np.uint8 if bytes_only else np.float32)
+        self._label_dtype = np.dtype(np.uint8 if self._padding < 256 else np.int32)
         # (cases, classes): voxels a class can be learnt from.
         self._voxels = np.array(
             [
@@ -120,22 +189,39 @@ class PatchSampler:
         """Numbers of the classes that are annotated and present somewhere in the cases."""
         return tuple(int(c) for c in self._learnable)
 
-    def _look(self, number: int, case: Case) -> Presence:
-        assert case.label is not None
-        return find_presence(case.label, self._padding, self._config.seed + number, case.name)
+    def batch(
+        self, step: int, numbers: Sequence[int] | None = None, stream: int = TRAINING_STREAM
+    ) -> Batch:
+        """The patches of a step, the same whenever and wherever they are drawn.
 
-    def batch(self, step: int) -> Batch:
-        """The patches of a step, the same whenever and wherever they are drawn."""
-        rng = np.random.default_rng([self._config.seed, step])
-        size, patch = self._config.batch_size, self._config.patch_size_vox
-        image = np.zeros((size, 1, *patch), dtype=np.float32)
-        label = np.full((size, *patch), self._padding, dtype=np.int32)
-        annotated = np.zeros((size, self._states.shape[1]), dtype=bool)
-        for i in range(size):
-            number, voxel = self._draw(rng)
-            annotated[i] = self._cases[number].annotated
-            self._cut(rng, self._cases[number], voxel, image[i, 0], label[i])
-        return Batch(image, label, annotated)
+        Parameters
+        ----------
+        step : int
+            From the start of the training.
+        numbers : sequence of int, optional
+            Which of the batch's patches (default: all).
+        stream : int
+            Another one has other patches.
+        """
+        wanted = range(self._config.batch_size) if numbers is None else numbers
+        shape = (len(wanted), *self._config.patch_size_vox)
+        image = np.empty(shape, dtype=self._image_dtype)
+        label = np.empty(shape, dtype=self._label_dtype)
+        annotated = np.zeros((len(wanted), self._states.shape[1]), dtype=bool)
+        changes, places = [], []
+        for i, number in enumerate(wanted):
+            rng = np.random.default_rng([self._config.seed, stream, step, number])
+            chosen, voxel = self._draw(rng)
+            case = self._cases[chosen]
+            annotated[i] = case.annotated
+            places.append(self._cut(rng, case, voxel, image[i], label[i]))
+            changes.append(self._change(rng))
+        return Batch(image, label, annotated, tuple(changes), tuple(places))
+
+    def _change(self, rng: np.random.Generator) -> Change | None:
+        if not self._config.augment:
+            return None
+        return draw_change(rng, self._config.patch_size_vox, self._sections)
 
     def _draw(self, rng: np.random.Generator) -> tuple[int, tuple[int, ...]]:
         """A case and a voxel: of a class drawn fairly, or (as if of one more class) anywhere."""
@@ -152,9 +238,9 @@ class PatchSampler:
         rng: np.random.Generator,
         case: Case,
         voxel: tuple[int, ...],
-        image: NDArray[np.float32],
-        label: NDArray[np.int32],
-    ) -> None:
+        image: NDArray[Any],
+        label: NDArray[Any],
+    ) -> str:
         """Fill one patch in which the voxel lies anywhere, within the case where it can."""
         source, target = [], []
         for at, size, extent in zip(voxel, image.shape, case.image.shape, strict=True):
@@ -163,24 +249,34 @@ class PatchSampler:
             room = max(size - extent, 0) // 2
             source.append(slice(start, min(start + size, extent)))
             target.append(slice(room, room + min(size, extent)))
-        assert case.label is not None
-        raw = np.asarray(case.image[tuple(source)])
-        image[tuple(target)] = self._config.normalisation.apply(raw)
-        label[tuple(target)] = case.label[tuple(source)]
+        where, inside = tuple(source), tuple(target)
+        if any(n < size for n, size in zip(case.image.shape, image.shape, strict=True)):
+            image[:], label[:] = self._config.normalisation.mean, self._padding
+        turned_image, turned_label = image, label
         if self._config.augment:
+            # Written through turned views of the patch: the voxels are copied only once.
             turn = draw_orientation(rng, self._planes)
-            image[:], label[:] = turn.apply(image).copy(), turn.apply(label).copy()
+            turned_image, turned_label = turn.apply(image), turn.apply(label)
+        assert case.label is not None
+        turned_image[inside] = case.image[where]
+        turned_label[inside] = case.label[where]
+        return f"{case.name} at {', '.join(str(s.start) for s in where)}"
 
 
 @contextmanager
-def drawn_ahead(sampler: PatchSampler, steps: Iterable[int]) -> Iterator[Iterator[Batch]]:
+def drawn_ahead(
+    sampler: PatchSampler,
+    steps: Iterable[int],
+    numbers: Sequence[int] | None = None,
+    stream: int = TRAINING_STREAM,
+) -> Iterator[Iterator[Batch]]:
     """The batches of some steps; the next is cut while the network works on one."""
     with ThreadPoolExecutor(1) as ahead:
 
         def batches() -> Iterator[Batch]:
             waiting: Future[Batch] | None = None
             for step in steps:
-                coming = ahead.submit(sampler.batch, step)
+                coming = ahead.submit(sampler.batch, step, numbers, stream)
                 if waiting is not None:
                     yield waiting.result()
                 waiting = coming

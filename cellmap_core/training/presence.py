@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellmap_core.label_table import PRESENT
-from cellmap_core.training.volumes import check_ids
+from cellmap_core.provenance import atomic_path
+from cellmap_core.training.volumes import Case, check_ids
 
 #: Voxels kept for each id of a case; patches jitter around them, so few are enough.
 KEPT_VOXELS = 1024
 # Slabs of this many voxels are looked at in one go; they bound the memory.
-_SLAB_VOXELS = 1 << 22
+_SLAB_VOXELS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,47 @@ class Presence:
         return tuple(int(i) for i in np.unravel_index(flat, self.shape))
 
 
-def find_presence(label: NDArray[Any], ids: int, seed: int, case: str) -> Presence:
+def presence_of(case: Case, ids: int) -> Presence:
+    """Where the labels of a case lie; its voxels are read only once for all trainings.
+
+    Parameters
+    ----------
+    case : Case
+        With labels.
+    ids : int
+        Number of ids in the label table.
+
+    Raises
+    ------
+    NiftiError
+        The volume holds an id that the table does not know.
+    """
+    assert case.label is not None
+    if case.presence_file is None:
+        return find_presence(case.label, ids, case.name)
+    if (kept := _read(case, ids)) is not None:
+        return kept
+    found = find_presence(case.label, ids, case.name)
+    with atomic_path(case.presence_file) as temporary, temporary.open("wb") as sink:
+        voxels = {f"id{i}": where for i, where in found.voxels.items()}
+        np.savez(sink, shape=found.shape, counts=found.counts, **voxels)  # type: ignore[arg-type]
+    return found
+
+
+def _read(case: Case, ids: int) -> Presence | None:
+    """What was kept, if it is of as many ids; a damaged file is as good as none."""
+    assert case.presence_file is not None
+    try:
+        with np.load(case.presence_file) as kept:
+            shape, counts = tuple(int(n) for n in kept["shape"]), kept["counts"]
+            voxels = {int(n[2:]): kept[n] for n in kept.files if n.startswith("id")}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    same = shape == case.image.shape and len(counts) == ids
+    return Presence(shape, counts, voxels) if same else None
+
+
+def find_presence(label: NDArray[Any], ids: int, case: str) -> Presence:
     """Read a label volume once, slab by slab.
 
     Parameters
@@ -58,8 +100,6 @@ def find_presence(label: NDArray[Any], ids: int, seed: int, case: str) -> Presen
         Shape (z, y, x), label ids.
     ids : int
         Number of ids in the label table.
-    seed : int
-        Of the sample of voxels.
     case : str
         Name of the case, for messages.
 
@@ -68,7 +108,8 @@ def find_presence(label: NDArray[Any], ids: int, seed: int, case: str) -> Presen
     NiftiError
         The volume holds an id that the table does not know.
     """
-    rng = np.random.default_rng(seed)
+    # The same sample whoever looks first.
+    rng = np.random.default_rng(0)
     counts = np.zeros(ids, dtype=np.int64)
     kept: dict[int, tuple[NDArray[np.float32], NDArray[np.int64]]] = {}
     section = label.shape[1] * label.shape[2]
@@ -91,6 +132,10 @@ def _keep(
     """The voxels with the lowest random priorities so far: a fair sample of a stream."""
     priority = rng.random(len(where), dtype=np.float32)
     if before is not None:
+        # Those that cannot come among the lowest need not be looked at again.
+        if len(before[0]) == KEPT_VOXELS:
+            low = priority < before[0].max()
+            priority, where = priority[low], where[low]
         priority, where = np.concatenate([before[0], priority]), np.concatenate([before[1], where])
     if len(where) > KEPT_VOXELS:
         lowest = np.argpartition(priority, KEPT_VOXELS)[:KEPT_VOXELS]

@@ -7,11 +7,14 @@ from pathlib import Path
 from cellmap_core.errors import BundleError, OptionError
 from cellmap_core.models import BundleRef, TrainResult
 from cellmap_core.provenance import file_digest, key_of, read_receipt, write_json, write_receipt
-from cellmap_core.training.config import TrainConfig, read_bundle_config
+from cellmap_core.training.config import TrainConfig
+from cellmap_core.training.config_files import read_bundle_config
 
 MODEL_FOLDER = "model"
 BEST_NAME = "best.pt"
 LAST_NAME = "last.pt"
+#: The checkpoint before the last.
+PREVIOUS_NAME = "previous.pt"
 _RESULT_NAME = "result.json"
 _RECEIPT_NAME = "receipt.json"
 

@@ -1,57 +1,36 @@
-"""From datastats and datalist to the values of a training, each with its reason."""
+"""From datastats, datalist and memory to the values of a training, each with its reason."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from cellmap_core.datalist import Datalist
-from cellmap_core.datastats.reports import read_summary
-from cellmap_core.errors import StatisticsError
-from cellmap_core.grid import Shape, Triple
-from cellmap_core.models import Frozen
-from cellmap_core.training.config import Rule, TrainConfig, check_overrides, make_config
+from cellmap_core.grid import Shape
+from cellmap_core.label_table import PRESENT
+from cellmap_core.training.algorithms import algorithm
+from cellmap_core.training.algorithms.algorithm import Algorithm, Made, Maker
+from cellmap_core.training.config import Rule, TrainConfig
+from cellmap_core.training.config_files import check_overrides, make_config, overrides_for
+from cellmap_core.training.facts import Facts, Memory, facts_of, memory_there, read_facts
 
-# 96 voxels at 8 nm are 0.77 µm: a whole mitochondrion's width, and two such patches train
-# in some 10 GB of GPU memory with 32 filters.
+# 96 voxels at 8 nm are 0.77 µm: a whole mitochondrion's width.
 _PATCH_EDGE_VOX = 96
-_PATCH_MIN_VOX = 32
-_PATCH_MULTIPLE = 16
-_MAX_LEVELS = 5
-# Filters of the first level of Auto3DSeg's SegResNet.
-_WIDTH = 32
-_BOTTLENECK_VOX = 4
-_BLOCKS_DOWN = (1, 2, 2, 4, 4)
-
-
-class Facts(Frozen):
-    """What the rules look at, z, y, x.
-
-    Attributes
-    ----------
-    shape_vox : tuple of float
-        Median size of the cases.
-    voxel_nm : tuple of float
-        Median voxel size of the cases.
-    intensity : dict
-        Auto3DSeg's summary over whole images: min, max, mean, stdev, percentiles.
-    training_cases : int
-        Cases this fold trains on.
-    scale : dict or None
-        Our report's scale of intensities; other reports have none.
-    """
-
-    shape_vox: Triple
-    voxel_nm: Triple
-    intensity: dict[str, float]
-    training_cases: int
-    scale: dict[str, float] | None = None
-
-
-_Made = tuple[Any, str, dict[str, Any]]
-_Maker = Callable[[Facts, Mapping[str, Any]], _Made]
+_MAX_BATCH = 8
+# What torch's allocator, its kernels' workspaces and the display leave of a GPU; and what a
+# machine's other processes, the page cache above all, should be left.
+_USABLE = {"gpu": 0.8, "host": 0.6}
+# Weight, gradient, two moments of Adam and the moving average, float32.
+_WEIGHT_BYTES = 20
+# Logits, their gradient, target and mask of a class, with a seventh more for the coarser levels.
+_CLASS_BYTES = 12
+_GIB = 1 << 30
+_EMA_DECAY = 0.999
+_MAX_WARMUP = 500
+# Validation may take this part of the time that the steps between two of them take.
+_VALIDATION_PART = 1 / 4
 
 
 def derive(
@@ -59,6 +38,7 @@ def derive(
     datalist: Datalist,
     identity: Mapping[str, Any],
     overrides: Mapping[str, Any],
+    memory: Memory | None = None,
 ) -> TrainConfig:
     """Run all rules for one bundle.
 
@@ -72,6 +52,8 @@ def derive(
         algo, fold, datalist, ckpt_path and num_epochs.
     overrides : mapping
         Values that the user set; they take the place of a rule and feed the later ones.
+    memory : Memory, optional
+        To train in (default: this machine's).
 
     Raises
     ------
@@ -80,11 +62,20 @@ def derive(
     OptionError
         An override is unknown or its value cannot be.
     """
-    given = check_overrides(overrides)
+    algo = algorithm(str(identity["algo"]))
+    checked = check_overrides(overrides)
+    given = overrides_for(algo.name, checked)
     values: dict[str, Any] = {**identity, "classes": datalist.classes, **given}
     rules = {name: Rule(reason="set by the user") for name in given}
-    facts = read_facts(datastats, len(datalist.split(int(identity["fold"]))[0]))
-    for name, make in _RULES.items():
+    training, validation = datalist.split(int(identity["fold"]))
+    facts = read_facts(
+        datastats,
+        len(training),
+        validation_cases=len(validation),
+        memory=memory or memory_there(),
+        exclusive=_exclusive(datalist),
+    )
+    for name, make in _rules(algo):
         if name not in given:
             values[name], reason, inputs = make(facts, values)
             rules[name] = Rule(reason=reason, inputs=inputs)
@@ -94,66 +85,76 @@ def derive(
 def propose(summary: Mapping[str, Any], training_cases: int) -> dict[str, tuple[Any, str]]:
     """What the rules say of a ``stats_summary`` with nothing overridden: value and reason.
 
+    They are those of ``segresnet`` with 100 epochs on this machine.
+
     Raises
     ------
     StatisticsError
         The summary lacks what a rule needs.
     """
-    facts = facts_of(summary, training_cases)
-    values: dict[str, Any] = {}
+    facts = facts_of(summary, training_cases, memory=memory_there())
+    values: dict[str, Any] = {"num_epochs": 100, "classes": ("any",)}
     said = {}
-    for name, make in _RULES.items():
+    for name, make in _rules(algorithm("segresnet")):
         values[name], reason, _ = make(facts, values)
         said[name] = (values[name], reason)
     return said
 
 
-def read_facts(datastats: Path, training_cases: int) -> Facts:
-    """Read what the rules need from a ``datastats.yaml``."""
-    return facts_of(read_summary(datastats), training_cases)
+def _exclusive(datalist: Datalist) -> bool:
+    return bool(((datalist.table.states() == PRESENT).sum(axis=1) <= 1).all())
 
 
-def facts_of(summary: Mapping[str, Any], training_cases: int) -> Facts:
-    """What the rules need of a ``stats_summary`` (its axes are x, y, z)."""
-    try:
-        stats = summary["image_stats"]
-        intensity = {k: _number(v) for k, v in stats["intensity"].items() if k != "percentile"}
-        shape, spacing = _zyx(stats["shape"]["median"]), _zyx(stats["spacing"]["median"])
-        scale = summary.get("normalisation")
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise StatisticsError(
-            f"stats_summary lacks {error}",
-            "Auto3DSeg's stats_summary with image_stats shape, spacing and intensity",
-            "run the analysis again",
-        ) from error
-    needed = {"min", "max", "mean", "stdev", "percentile_00_5", "percentile_99_5"}
-    if missing := sorted(needed - set(intensity)):
-        raise StatisticsError(f"stats_summary lacks intensity {', '.join(missing)}", "all of OPS")
-    return Facts(
-        shape_vox=shape,
-        voxel_nm=spacing,
-        intensity=intensity,
-        training_cases=training_cases,
-        scale=scale,
-    )
+def _rules(algo: Algorithm) -> Iterator[tuple[str, Maker]]:
+    """All rules of an algorithm in order: a later one looks at the values of earlier ones."""
+    yield "voxel_nm", _voxel
+    yield "activation", _activation
+    yield from algo.width_rules.items()
+    yield "patch_size_vox", lambda facts, values: _patch(algo, facts, values)
+    yield from algo.depth_rules.items()
+    yield "batch_size", _batch
+    yield "micro_batch", lambda facts, values: _micro_batch(algo, facts, values)
+    yield "num_steps_per_epoch", _steps
+    yield "validate_every", _validate_every
+    yield "learning_rate", algo.learning_rate
+    yield "warmup_steps", _warmup
+    yield "ema_decay", _ema
+    yield "early_stop_epochs", _early_stop
+    yield "class_weighting", _class_weighting
+    yield "class_weights", _class_weights
+    yield "normalisation", _normalisation
+    yield "cache", _cache
 
 
-def _number(value: Any) -> float:
-    """A number that Auto3DSeg writes bare or in a list, one entry a channel."""
-    while isinstance(value, list):
-        value = value[0]
-    return float(value)
+def training_bytes(algo: Algorithm, memory: Memory, values: Mapping[str, Any]) -> int:
+    """Memory that a micro-batch of one patch takes in a training, and what comes with it.
+
+    Parameters
+    ----------
+    algo : Algorithm
+        Tells what its network keeps.
+    memory : Memory
+        Of what kind it is: a GPU keeps activations in 16 bits.
+    values : mapping
+        At least those of the network, ``patch_size_vox`` and ``classes``.
+    """
+    fixed, patch = _need(algo, memory, values)
+    return round(fixed + patch)
 
 
-def _zyx(value: Any) -> Triple:
-    """An x, y, z list, perhaps in a list of one, turned round."""
-    while isinstance(value[0], list):
-        value = value[0]
-    x, y, z = (float(v) for v in value)
-    return z, y, x
+def _need(algo: Algorithm, memory: Memory, values: Mapping[str, Any]) -> tuple[float, float]:
+    """Bytes that any batch takes, and those of each patch."""
+    need = algo.need(values)
+    half = memory.kind == "gpu" and values.get("precision", "auto") != "fp32"
+    voxel = need.voxel_bytes * (0.5 if half else 1.0) + _CLASS_BYTES * len(values["classes"])
+    return need.parameters * _WEIGHT_BYTES, voxel * math.prod(values["patch_size_vox"])
 
 
-def _voxel(facts: Facts, _: Mapping[str, Any]) -> _Made:
+def _usable(memory: Memory) -> float:
+    return _USABLE[memory.kind] * memory.size_bytes
+
+
+def _voxel(facts: Facts, _: Mapping[str, Any]) -> Made:
     return (
         facts.voxel_nm,
         "the median voxel size of the cases; rotations stay between axes of equal size",
@@ -161,61 +162,80 @@ def _voxel(facts: Facts, _: Mapping[str, Any]) -> _Made:
     )
 
 
-def _patch(facts: Facts, values: Mapping[str, Any]) -> _Made:
+def _activation(facts: Facts, _: Mapping[str, Any]) -> Made:
+    return (
+        "sigmoid",
+        "each class for itself: classes of a hierarchy overlap, and a class that is unknown "
+        "somewhere does not touch the others"
+        + ("; softmax would do too, no two classes overlap" if facts.exclusive else ""),
+        {"no_overlap": facts.exclusive},
+    )
+
+
+def _patch(algo: Algorithm, facts: Facts, values: Mapping[str, Any]) -> Made:
+    """The wanted size, cut down axis by axis until one patch fits into the memory."""
     levels = values.get("blocks_down")
-    multiple = max(_PATCH_MULTIPLE, 2 ** (len(levels) - 1)) if levels else _PATCH_MULTIPLE
+    multiple = max(algo.multiple, 2 ** (len(levels) - 1)) if levels else algo.multiple
+    least = math.ceil(algo.least_edge / multiple) * multiple
     finest = min(facts.voxel_nm)
     sizes = []
     for size, voxel in zip(facts.shape_vox, facts.voxel_nm, strict=True):
         physical = _PATCH_EDGE_VOX * finest / voxel
-        wanted = min(max(_PATCH_MIN_VOX, physical), max(_PATCH_MIN_VOX, size))
+        wanted = min(max(least, physical), max(least, size))
         sizes.append(math.ceil(wanted / multiple) * multiple)
+
+    def too_large() -> bool:
+        one = training_bytes(algo, facts.memory, {**values, "patch_size_vox": sizes})
+        return one > _usable(facts.memory)
+
+    cut = False
+    while too_large() and max(sizes) > least:
+        longest = max(range(3), key=lambda axis: sizes[axis] * facts.voxel_nm[axis])
+        if sizes[longest] <= least:
+            longest = sizes.index(max(sizes))
+        sizes[longest] -= multiple
+        cut = True
     patch: Shape = (sizes[0], sizes[1], sizes[2])
     return (
         patch,
         f"{_PATCH_EDGE_VOX} voxels of the finest axis and the same length in nm on the others, "
-        f"not beyond the median case, in multiples of {multiple}",
-        {"shape_median_vox": facts.shape_vox, "spacing_median_nm": facts.voxel_nm},
+        f"not beyond the median case, in multiples of {multiple}, at least {least}"
+        + ("; cut down until a patch fits into the memory" if cut else ""),
+        {
+            "shape_median_vox": facts.shape_vox,
+            "spacing_median_nm": facts.voxel_nm,
+            "memory_gib": facts.memory.size_bytes / _GIB,
+        },
     )
 
 
-def _blocks(_: Facts, values: Mapping[str, Any]) -> _Made:
-    patch = values["patch_size_vox"]
-    levels = 1
-    while levels < _MAX_LEVELS and all(
-        n % 2**levels == 0 and n // 2**levels >= _BOTTLENECK_VOX for n in patch
-    ):
-        levels += 1
-    return (
-        _BLOCKS_DOWN[:levels],
-        f"as many levels (at most {_MAX_LEVELS}) as leave {_BOTTLENECK_VOX} voxels at the lowest",
-        {"patch_size_vox": list(patch)},
-    )
-
-
-def _dsdepth(_: Facts, values: Mapping[str, Any]) -> _Made:
-    levels = len(values["blocks_down"])
-    return (
-        max(1, min(4, levels - 1)),
-        "an output at each decoder level, at most 4",
-        {"levels": levels},
-    )
-
-
-def _filters(_: Facts, __: Mapping[str, Any]) -> _Made:
-    return _WIDTH, "the width of Auto3DSeg's own SegResNet", {}
-
-
-def _batch(_: Facts, values: Mapping[str, Any]) -> _Made:
+def _batch(_: Facts, values: Mapping[str, Any]) -> Made:
     voxels = math.prod(values["patch_size_vox"])
     return (
-        max(1, min(8, 2 * _PATCH_EDGE_VOX**3 // voxels)),
-        f"as many voxels as two patches of {_PATCH_EDGE_VOX}³, at most 8 patches",
+        max(1, min(_MAX_BATCH, 2 * _PATCH_EDGE_VOX**3 // voxels)),
+        f"as many voxels as two patches of {_PATCH_EDGE_VOX}³, at most {_MAX_BATCH} patches",
         {"patch_voxels": voxels},
     )
 
 
-def _steps(facts: Facts, values: Mapping[str, Any]) -> _Made:
+def _micro_batch(algo: Algorithm, facts: Facts, values: Mapping[str, Any]) -> Made:
+    fixed, patch = _need(algo, facts.memory, values)
+    room = max(1, int((_usable(facts.memory) - fixed) // patch))
+    batch = values["batch_size"]
+    return (
+        max(n for n in range(1, batch + 1) if batch % n == 0 and n <= room),
+        "as many patches of a batch at once as the memory holds by estimate; the training halves "
+        "it when it does not fit after all",
+        {
+            "memory": facts.memory.kind,
+            "memory_gib": facts.memory.size_bytes / _GIB,
+            "fixed_gib": round(fixed / _GIB, 2),
+            "patch_gib": round(patch / _GIB, 2),
+        },
+    )
+
+
+def _steps(facts: Facts, values: Mapping[str, Any]) -> Made:
     seen = values["batch_size"] * math.prod(values["patch_size_vox"])
     voxels = facts.training_cases * math.prod(facts.shape_vox)
     return (
@@ -225,17 +245,70 @@ def _steps(facts: Facts, values: Mapping[str, Any]) -> _Made:
     )
 
 
-def _rate(_: Facts, values: Mapping[str, Any]) -> _Made:
-    width = values["init_filters"]
+def _validate_every(facts: Facts, values: Mapping[str, Any]) -> Made:
+    """A step costs three forward passes of its voxels; windows overlap by a quarter an axis."""
+    seen = (
+        values["num_steps_per_epoch"] * values["batch_size"] * math.prod(values["patch_size_vox"])
+    )
+    overlap = values.get("overlap", TrainConfig.model_fields["overlap"].default)
+    windows = facts.validation_cases * math.prod(facts.shape_vox) / (1 - overlap) ** 3
+    every = max(1, math.ceil(windows / (3 * seen * _VALIDATION_PART)))
     return (
-        2e-4 * _WIDTH / width,
-        f"Auto3DSeg's 2e-4 for {_WIDTH} filters with AdamW, inversely to the width: Adam's steps "
-        "add up over a layer's inputs; falls to 0 along a cosine",
-        {"init_filters": width},
+        min(every, max(1, values["num_epochs"] // 4)),
+        "validation takes about a quarter of the time at most, and comes four times at least",
+        {"validation_cases": facts.validation_cases, "shape_median_vox": facts.shape_vox},
     )
 
 
-def _normalisation(facts: Facts, _: Mapping[str, Any]) -> _Made:
+def _warmup(_: Facts, values: Mapping[str, Any]) -> Made:
+    steps = values["num_epochs"] * values["num_steps_per_epoch"]
+    return (
+        min(_MAX_WARMUP, steps // 20),
+        f"a twentieth of all steps, at most {_MAX_WARMUP}: Adam's moments are wrong at first",
+        {"steps": steps},
+    )
+
+
+def _ema(_: Facts, __: Mapping[str, Any]) -> Made:
+    return (
+        _EMA_DECAY,
+        "an average over the last thousand steps is steadier than the last step; shorter at the "
+        "beginning of a training",
+        {},
+    )
+
+
+def _early_stop(_: Facts, values: Mapping[str, Any]) -> Made:
+    epochs = values["num_epochs"]
+    every = values["validate_every"]
+    return (
+        max(20 * every, epochs // 2),
+        "half of the epochs without a better mean Dice; by then the learning rate has fallen so "
+        "far that none will come",
+        {"num_epochs": epochs, "validate_every": every},
+    )
+
+
+def _class_weighting(_: Facts, __: Mapping[str, Any]) -> Made:
+    return (
+        "equal",
+        "the mean Dice counts every class the same; that rare ones are seen is the draw's part",
+        {},
+    )
+
+
+def _class_weights(facts: Facts, values: Mapping[str, Any]) -> Made:
+    classes = values["classes"]
+    if values["class_weighting"] == "equal":
+        return (1.0,) * len(classes), "class_weighting is equal", {}
+    return (
+        tuple(facts.class_weights.get(name, 1.0) for name in classes),
+        "median frequency, between 0.1 and 10; 1 where the statistics have no voxel of the class",
+        {},
+    )
+
+
+def _normalisation(facts: Facts, _: Mapping[str, Any]) -> Made:
     if facts.scale is not None:
         return (
             facts.scale,
@@ -256,15 +329,10 @@ def _normalisation(facts: Facts, _: Mapping[str, Any]) -> _Made:
     )
 
 
-# In this order: a later rule looks at the values of earlier ones.
-_RULES: dict[str, _Maker] = {
-    "voxel_nm": _voxel,
-    "patch_size_vox": _patch,
-    "blocks_down": _blocks,
-    "dsdepth": _dsdepth,
-    "init_filters": _filters,
-    "batch_size": _batch,
-    "num_steps_per_epoch": _steps,
-    "learning_rate": _rate,
-    "normalisation": _normalisation,
-}
+def _cache(_: Facts, __: Mapping[str, Any]) -> Made:
+    return (
+        "mapped",
+        "the system keeps what was read as long as memory is free, and gives it up when it is "
+        "not; a copy of our own would only cost memory",
+        {},
+    )

@@ -33,12 +33,15 @@ class Case:
         Shape (z, y, x), label ids; None for a case to predict.
     annotated : ndarray of bool
         One for each class, in the order of the table.
+    presence_file : Path or None
+        Where what a look at all its labels told is kept; named by their content.
     """
 
     name: str
     image: NDArray[Any]
     label: NDArray[Any] | None
     annotated: NDArray[np.bool_]
+    presence_file: Path | None = None
 
     def labels_at(self, where: tuple[slice, ...], ids: int) -> NDArray[np.int64]:
         """Label ids of a part, checked to be in a table of ``ids`` entries."""
@@ -58,39 +61,49 @@ def check_ids(labels: NDArray[Any], ids: int, case: str) -> NDArray[np.int64]:
     return labels.astype(np.int64)
 
 
-def open_cases(datalist: Datalist, entries: Sequence[Entry], cache: Path) -> tuple[Case, ...]:
+def open_cases(
+    datalist: Datalist, entries: Sequence[Entry], cache: Path, *, in_memory: bool = False
+) -> tuple[Case, ...]:
     """Open cases of a datalist (see `open_case`)."""
-    return tuple(open_case(datalist, entry, cache) for entry in entries)
+    return tuple(open_case(datalist, entry, cache, in_memory=in_memory) for entry in entries)
 
 
-def open_case(datalist: Datalist, entry: Entry, cache: Path) -> Case:
-    """Open one case.
+def open_case(datalist: Datalist, entry: Entry, cache: Path, *, in_memory: bool = False) -> Case:
+    """Open one case; its voxels stay on disk, or are read at once.
 
     Raises
     ------
     NiftiError
         A file is missing or damaged, or image and label differ in shape.
     """
-    image = open_volume(datalist.path(entry.image), cache)
-    label = open_volume(datalist.path(entry.label), cache) if entry.label else None
+    image, _ = open_volume(datalist.path(entry.image), cache)
+    label, digest = open_volume(datalist.path(entry.label), cache) if entry.label else (None, "")
     if label is not None and label.shape != image.shape:
         raise NiftiError(
             f"{entry.name}: label of shape {label.shape}", f"that of the image, {image.shape}"
         )
     annotated = np.zeros(len(datalist.classes), dtype=bool)
     annotated[[c - 1 for c in entry.annotated_classes]] = True
-    return Case(entry.name, image, label, annotated)
+    if in_memory:
+        image, label = np.array(image), None if label is None else np.array(label)
+    presence_file = cache / f"{digest}.presence.npz" if digest else None
+    return Case(entry.name, image, label, annotated, presence_file)
 
 
-def open_volume(path: Path, cache: Path) -> NDArray[Any]:
+def open_volume(path: Path, cache: Path) -> tuple[NDArray[Any], str]:
     """Map a volume (z, y, x); a ``.nii.gz`` is decompressed once into ``cache``.
 
-    The copy's name is the digest of the compressed file, so a changed file gets a new copy.
+    Returns
+    -------
+    volume, digest : ndarray, str
+        The voxels, and the digest of the file. It is the name of the decompressed copy too, so
+        that a changed file gets a new one.
     """
+    digest = file_digest(path)
     if path.suffix != ".gz":
-        return read_volume(path)
+        return read_volume(path), digest
     shape, dtype = read_grid(path).shape_vox, read_dtype(path)
-    copy = cache / f"{file_digest(path)}.npy"
+    copy = cache / f"{digest}.npy"
     if not copy.is_file():
         with atomic_path(copy) as temporary:
             volume = np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)
@@ -101,4 +114,4 @@ def open_volume(path: Path, cache: Path) -> NDArray[Any]:
             volume.flush()
             del volume
     mapped: NDArray[Any] = np.load(copy, mmap_mode="r")
-    return mapped
+    return mapped, digest

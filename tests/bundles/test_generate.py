@@ -15,7 +15,7 @@ from cellmap_core.datastats.analyze import analyze
 from cellmap_core.datastats.reports import read_summary
 from cellmap_core.errors import BundleError, DatalistError, OptionError, StatisticsError
 from cellmap_core.options import GenerateOptions
-from cellmap_core.training.config import read_bundle_config
+from cellmap_core.training.config_files import read_bundle_config
 from tests.tiny_project import TINY, make_datastats, make_project, pretend_training
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from cellmap_core.inference.blocks import blocks, plan_blocks, predict_block
-from cellmap_core.training.config import read_bundle_config
+from cellmap_core.training.config_files import read_bundle_config
 from tests.tiny_project import make_bundles
 
 

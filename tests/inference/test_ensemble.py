@@ -14,7 +14,7 @@ from cellmap_core.inference.ome_zarr import read_mask
 from cellmap_core.inference.predict import label_ids
 from cellmap_core.models import BundleRef
 from cellmap_core.nifti import read_grid, read_volume
-from cellmap_core.training.config import read_bundle_config
+from cellmap_core.training.config_files import read_bundle_config
 from tests.tiny_project import GRID, make_bundles, pretend_training
 
 

@@ -4,8 +4,9 @@ import pytest
 
 from cellmap_core.datalist import read_datalist
 from cellmap_core.errors import BundleError, OptionError, StatisticsError
-from cellmap_core.training.config import read_config, write_config
-from cellmap_core.training.rules import Facts, derive, read_facts
+from cellmap_core.training.config_files import read_config, write_config
+from cellmap_core.training.facts import Facts, read_facts
+from cellmap_core.training.rules import derive
 from tests.tiny_project import TINY, make_datastats, make_project
 
 

@@ -9,7 +9,7 @@ import yaml
 
 from cellmap_core.datalist import read_datalist, write_datalist
 from cellmap_core.errors import CheckpointError, TrainingError, TrainingInterrupted
-from cellmap_core.training.config import read_bundle_config
+from cellmap_core.training.config_files import read_bundle_config
 from cellmap_core.training.result import read_result
 from cellmap_core.training.trainer import Trainer
 from tests.tiny_project import make_bundles

@@ -1,0 +1,1 @@
+"""SwinUNETR of MONAI: an encoder of shifted-window attention, a decoder of convolutions."""

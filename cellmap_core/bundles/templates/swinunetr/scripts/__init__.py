@@ -1,0 +1,1 @@
+"""What Auto3DSeg calls: algo, train, infer."""

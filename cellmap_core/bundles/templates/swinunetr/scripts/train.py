@@ -1,0 +1,8 @@
+"""Train this bundle: ``python train.py run --config_file=configs/hyper_parameters.yaml``."""
+
+import sys
+
+from cellmap_core.training.entry import main
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,133 @@
+"""``hyper_parameters.yaml``: read, written, and with values that the user sets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from cellmap_core.errors import BundleError, OptionError
+from cellmap_core.provenance import write_text
+from cellmap_core.training.algorithms import ALGORITHMS, algorithm
+from cellmap_core.training.config import TrainConfig
+
+#: Where a bundle keeps its configuration.
+CONFIG_NAME = "configs/hyper_parameters.yaml"
+
+# What a bundle is and where it lies is not for the user to set.
+_FIXED = {"algo", "fold", "datalist", "ckpt_path", "classes", "rules", "architecture"}
+
+
+def overridable(algo: str) -> tuple[str, ...]:
+    """Names of the values of an algorithm that ``overrides`` may set."""
+    return tuple(n for n in algorithm(algo).config.model_fields if n not in _FIXED)
+
+
+def check_overrides(
+    overrides: Mapping[str, Any], algos: Iterable[str] = tuple(ALGORITHMS)
+) -> dict[str, Any]:
+    """Overrides by known names with checked values; texts of a command line are read as YAML.
+
+    Parameters
+    ----------
+    overrides : mapping
+        ``name`` (for every algorithm that has it) or ``algo.name`` → value.
+    algos : iterable of str
+        The algorithms that are asked for; those of other templates have values of their own.
+
+    Raises
+    ------
+    OptionError
+        A name is unknown (the message lists the valid ones), or a value is out of range.
+    """
+    own = [a for a in algos if a in ALGORITHMS]
+    return {name: _checked(own, name, value) for name, value in overrides.items()}
+
+
+def overrides_for(algo: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The overrides that one algorithm takes, by plain name; its own before those of all."""
+    names = overridable(algo)
+    common = {n: v for n, v in overrides.items() if n in names}
+    own = {n.removeprefix(f"{algo}."): v for n, v in overrides.items() if n.startswith(f"{algo}.")}
+    return common | own
+
+
+def _checked(algos: Sequence[str], name: str, value: Any) -> Any:
+    prefix, dot, plain = name.rpartition(".")
+    takers = [a for a in algos if (not dot or a == prefix) and plain in overridable(a)]
+    if not takers:
+        valid = dict.fromkeys(n for a in algos for n in overridable(a))
+        raise OptionError(
+            f"unknown override {name}",
+            f"any of {', '.join(valid)}, with the algorithm and a dot before it to set it for "
+            f"that one alone ({', '.join(algos)})",
+        )
+    field = algorithm(takers[0]).config.model_fields[plain]
+    kind: Any = Annotated[(field.annotation, *field.metadata, plain)]
+    try:
+        given = yaml.safe_load(value) if isinstance(value, str) else value
+        return TypeAdapter(kind).validate_python(given)
+    except (ValidationError, yaml.YAMLError) as error:
+        line = error.errors()[0]["msg"] if isinstance(error, ValidationError) else "not YAML"
+        raise OptionError(
+            f"override {name} = {value!r}: {line}", "", "correct its value"
+        ) from error
+
+
+def make_config(values: Mapping[str, Any]) -> TrainConfig:
+    """Check values and freeze them.
+
+    Raises
+    ------
+    OptionError
+        A value is missing, unknown or out of range; the message names it.
+    """
+    try:
+        return algorithm(str(values.get("algo"))).config.model_validate(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "hyper_parameters"
+        found = f"{where} = {first['input']!r}" if first["loc"] else "hyper_parameters"
+        message = first["msg"].removeprefix("Value error, ")
+        raise OptionError(
+            f"{found}: {message}", "", f"set it right in the overrides ({where})"
+        ) from error
+
+
+def write_config(path: Path, config: TrainConfig) -> None:
+    """Write ``hyper_parameters.yaml``, whole or not at all; the reasons come last."""
+    values = config.model_dump(mode="json", exclude={"architecture"})
+    values["rules"] = values.pop("rules")
+    write_text(path, yaml.safe_dump(values, sort_keys=False, width=100))
+
+
+def read_config(paths: Sequence[Path], overrides: Mapping[str, Any] | None = None) -> TrainConfig:
+    """Read one or more YAML files, later ones over earlier ones, and overrides over all.
+
+    Raises
+    ------
+    BundleError
+        A file is missing or is not a YAML mapping.
+    OptionError
+        A value is not what the schema says.
+    """
+    values: dict[str, Any] = {}
+    for path in paths:
+        try:
+            document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise BundleError(f"{path} cannot be read ({error})", CONFIG_NAME) from error
+        if not isinstance(document, dict):
+            raise BundleError(f"{path} holds no mapping", "name: value lines", "generate it again")
+        values |= document
+    algo = str(values.get("algo"))
+    given = check_overrides(overrides or {}, [algorithm(algo).name])
+    return make_config(values | overrides_for(algo, given))
+
+
+def read_bundle_config(folder: Path) -> TrainConfig:
+    """The configuration of the bundle in ``folder``."""
+    return read_config([folder / CONFIG_NAME])
