@@ -79,6 +79,8 @@ class TrainConfig(Frozen):
         What each class counts in the loss.
     overlap : float
         Overlap of neighbouring windows in validation and inference, as a part of the window.
+    sw_batch_size : int
+        Windows that are predicted at once.
     precision : str
         ``auto``: bf16 on GPUs that compute in it, fp16 on older ones, fp32 on a CPU.
     compile : bool
@@ -114,7 +116,7 @@ class TrainConfig(Frozen):
     normalisation: Normalisation
     augment: bool = True
     overlap: Annotated[float, Field(ge=0, lt=1)] = 0.25
-    sw_batch_size: Positive = 1
+    sw_batch_size: Positive
     precision: Precision = "auto"
     compile: bool = False
     cache: Literal["mapped", "memory"]

@@ -57,7 +57,9 @@ def overrides_for(algo: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
 
 def _checked(algos: Sequence[str], name: str, value: Any) -> Any:
     prefix, dot, plain = name.rpartition(".")
-    takers = [a for a in algos if (not dot or a == prefix) and plain in overridable(a)]
+    # A file may hold values of algorithms that this run does not ask for.
+    asked = [prefix] if dot and prefix in ALGORITHMS else [] if dot else algos
+    takers = [a for a in asked if plain in overridable(a)]
     if not takers:
         valid = dict.fromkeys(n for a in algos for n in overridable(a))
         raise OptionError(

@@ -114,6 +114,7 @@ def _rules(algo: Algorithm) -> Iterator[tuple[str, Maker]]:
     yield from algo.depth_rules.items()
     yield "batch_size", _batch
     yield "micro_batch", lambda facts, values: _micro_batch(algo, facts, values)
+    yield "sw_batch_size", _windows
     yield "num_steps_per_epoch", _steps
     yield "validate_every", _validate_every
     yield "learning_rate", algo.learning_rate
@@ -232,6 +233,16 @@ def _micro_batch(algo: Algorithm, facts: Facts, values: Mapping[str, Any]) -> Ma
             "fixed_gib": round(fixed / _GIB, 2),
             "patch_gib": round(patch / _GIB, 2),
         },
+    )
+
+
+def _windows(_: Facts, values: Mapping[str, Any]) -> Made:
+    voxels = math.prod(values["patch_size_vox"])
+    return (
+        max(1, min(_MAX_BATCH, _PATCH_EDGE_VOX**3 // voxels)),
+        f"as many voxels as one window of {_PATCH_EDGE_VOX}³, at most {_MAX_BATCH} windows: small "
+        "ones alone do not fill a processor",
+        {"patch_voxels": voxels},
     )
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from cellmap_core.errors import CheckpointError, TrainingError
@@ -72,12 +74,19 @@ def make_trainer(
     data = open_fold(config, bundle.parent / CACHE_NAME)
     if team.leads:
         team.wait()
-    torch.manual_seed(config.seed)
+    _seed_everything(config.seed)
     if isinstance(config, DintsConfig):
         config = searched(config, data, folder, stop, team)
-        torch.manual_seed(config.seed)
+        _seed_everything(config.seed)
     learner = Learner(config, build_network(config), data.look_up, team)
     return Trainer(learner, data, folder, stop)
+
+
+def _seed_everything(seed: int) -> None:
+    """Ours draw from generators of their own; libraries may draw from these."""
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    torch.manual_seed(seed)
 
 
 def _finish(trainer: Trainer, bundle: Path) -> TrainResult:

@@ -99,6 +99,8 @@ def open_volume(path: Path, cache: Path) -> tuple[NDArray[Any], str]:
         The voxels, and the digest of the file. It is the name of the decompressed copy too, so
         that a changed file gets a new one.
     """
+    if not path.is_file():
+        raise NiftiError(f"no file {path}", "the file that the datalist names", "convert again")
     digest = file_digest(path)
     if path.suffix != ".gz":
         return read_volume(path), digest

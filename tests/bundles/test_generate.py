@@ -174,7 +174,11 @@ def test_algo_trains_in_a_folder_with_spaces(make):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"algos": ["unet"]}, OptionError, "unknown algorithm unet; expected any of segresnet"),
+        (
+            {"algos": ["unet"]},
+            OptionError,
+            "unknown algorithm unet; expected any of dints, segresnet, swinunetr",
+        ),
         ({"algos": ["segresnet"] * 2}, OptionError, "each algorithm once"),
         ({"overrides": {"lr": 1}}, OptionError, "unknown override lr; .*learning_rate"),
         ({"num_fold": 5}, DatalistError, "5 folds of 4 training cases"),

@@ -4,15 +4,26 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from scipy.ndimage import gaussian_filter
 
 from cellmap_core.datalist import read_datalist
 from cellmap_core.errors import NiftiError, TrainingError
 from cellmap_core.nifti import read_volume, write_volume
-from cellmap_core.training.augment import Orientation, draw_orientation, planes
-from cellmap_core.training.config import Normalisation, make_config
-from cellmap_core.training.patches import PatchSampler
-from cellmap_core.training.presence import KEPT_VOXELS, find_presence
-from cellmap_core.training.volumes import Case, open_volume
+from cellmap_core.training.augment import (
+    Change,
+    Orientation,
+    alter,
+    draw_change,
+    draw_orientation,
+    planes,
+    section_axes,
+)
+from cellmap_core.training.config import Normalisation
+from cellmap_core.training.config_files import make_config
+from cellmap_core.training.patches import SEARCH_STREAM, PatchSampler, images_of
+from cellmap_core.training.presence import KEPT_VOXELS, find_presence, presence_of
+from cellmap_core.training.volumes import Case, open_case, open_volume
 from tests.tiny_project import GRID, TABLE, make_crop, make_project
 
 IDENTITY = Normalisation(clip_low=-1e9, clip_high=1e9, mean=0, stdev=1)
@@ -24,7 +35,9 @@ def config(**changes):
         "classes": ("mito", "er"), "voxel_nm": (8, 8, 8), "patch_size_vox": (16, 16, 16),
         "blocks_down": (1, 1, 1), "dsdepth": 2, "init_filters": 8, "batch_size": 2,
         "num_epochs": 2, "num_steps_per_epoch": 4, "learning_rate": 1e-2,
-        "normalisation": IDENTITY, "augment": False,
+        "normalisation": IDENTITY, "augment": False, "micro_batch": 1, "validate_every": 1,
+        "warmup_steps": 0, "ema_decay": 0.9, "early_stop_epochs": 0, "activation": "sigmoid",
+        "sw_batch_size": 1, "class_weighting": "equal", "class_weights": (1, 1), "cache": "mapped",
     }  # fmt: skip
     return make_config(values | changes)
 
@@ -42,11 +55,20 @@ def test_batch_depends_on_seed_and_step_alone():
     assert not np.array_equal(first.batch(7).image, first.batch(8).image)
 
 
+def test_a_share_of_a_batch_has_the_same_patches_and_another_stream_others():
+    sampler = PatchSampler([case_of(make_crop(0)[1])], TABLE, config(augment=True, batch_size=4))
+    whole, share = sampler.batch(3), sampler.batch(3, range(1, 4, 2))
+    assert np.array_equal(whole.image[1::2], share.image)
+    assert whole.changes[1::2] == share.changes
+    assert whole.places[1::2] == share.places
+    assert not np.array_equal(sampler.batch(3, stream=SEARCH_STREAM).image, whole.image)
+
+
 def test_image_and_label_stay_together():
     sampler = PatchSampler([case_of(make_crop(0)[1])], TABLE, config(augment=True))
     for step in range(10):
         batch = sampler.batch(step)
-        assert np.array_equal(batch.image[:, 0], batch.label)
+        assert np.array_equal(batch.image, batch.label)
 
 
 def test_rare_class_is_met_in_its_share_of_patches():
@@ -75,7 +97,7 @@ def test_patch_beyond_its_case_is_padded_as_unknown():
     batch = PatchSampler([case_of(label)], TABLE, config()).batch(3)
     padding = batch.label == len(TABLE.combinations)
     assert (~padding).sum(axis=(1, 2, 3)).tolist() == [10 * 16 * 12] * 2
-    assert (batch.image[:, 0][padding] == 0).all()
+    assert (batch.image[padding] == 0).all()
 
 
 def test_presence_is_counted_exactly_and_sampled_fairly(monkeypatch):
@@ -83,7 +105,7 @@ def test_presence_is_counted_exactly_and_sampled_fairly(monkeypatch):
     label = np.zeros((64, 32, 32), dtype=np.uint8)
     label[:, :16] = 1
     label[5, 20, 3] = 2
-    found = find_presence(label, 5, 0, "a/b")
+    found = find_presence(label, 5, "a/b")
     assert found.counts.tolist() == [label.size // 2 - 1, label.size // 2, 1, 0, 0]
     assert len(found.voxels[1]) == KEPT_VOXELS
     assert found.voxels[2].tolist() == [np.ravel_multi_index((5, 20, 3), label.shape)]
@@ -95,7 +117,7 @@ def test_presence_is_counted_exactly_and_sampled_fairly(monkeypatch):
 
 def test_label_that_the_table_does_not_know_is_named():
     with pytest.raises(NiftiError, match="a/b: label id 9; expected ids 0 to 4"):
-        find_presence(np.full((4, 4, 4), 9, dtype=np.uint8), 5, 0, "a/b")
+        find_presence(np.full((4, 4, 4), 9, dtype=np.uint8), 5, "a/b")
 
 
 def test_quarter_turns_stay_between_equal_voxels():
@@ -113,7 +135,7 @@ def test_compressed_volume_is_decompressed_once_and_mapped(tmp_path):
     path = tmp_path / "a.nii.gz"
     image, _ = make_crop(0)
     write_volume(path, GRID, image)
-    volume = open_volume(path, tmp_path / "cache")
+    volume, _ = open_volume(path, tmp_path / "cache")
     assert isinstance(volume, np.memmap)
     assert np.array_equal(volume, image)
     copy = next((tmp_path / "cache").iterdir())
@@ -121,12 +143,10 @@ def test_compressed_volume_is_decompressed_once_and_mapped(tmp_path):
     open_volume(path, tmp_path / "cache")
     assert copy.stat().st_mtime_ns == before
     write_volume(path, GRID, image + 1)
-    assert np.array_equal(open_volume(path, tmp_path / "cache"), image + 1)
+    assert np.array_equal(open_volume(path, tmp_path / "cache")[0], image + 1)
 
 
 def test_image_and_label_of_different_shape_are_refused(tmp_path):
-    from cellmap_core.training.volumes import open_case
-
     datalist = read_datalist(make_project(tmp_path))
     entry = datalist.training[1]
     label = read_volume(tmp_path / entry.label)[:-1].copy()
@@ -142,4 +162,63 @@ def test_normalisation_clips_and_scales():
     assert scale.apply(np.array([0, 15, 255], dtype=np.uint8)).tolist() == [-1, 0, 1]
     case = replace(case_of(make_crop(0)[1]), image=np.full(GRID.shape_vox, 255, dtype=np.uint8))
     batch = PatchSampler([case], TABLE, config(normalisation=scale)).batch(0)
-    assert (batch.image == 1).all()
+    assert batch.image.dtype == np.uint8
+    assert (images_of(batch, slice(0, 1), scale, torch.device("cpu")) == 1).all()
+
+
+def test_what_the_labels_hold_is_looked_up_once(tmp_path, monkeypatch):
+    datalist = read_datalist(make_project(tmp_path))
+    first = open_case(datalist, datalist.training[0], tmp_path / "cache")
+    found = presence_of(first, 5)
+    monkeypatch.setattr("cellmap_core.training.presence.find_presence", None)
+    again = presence_of(open_case(datalist, datalist.training[0], tmp_path / "cache"), 5)
+    assert np.array_equal(again.counts, found.counts)
+    assert {i: v.tolist() for i, v in again.voxels.items()} == {
+        i: v.tolist() for i, v in found.voxels.items()
+    }
+    monkeypatch.undo()
+    first.presence_file.write_bytes(first.presence_file.read_bytes()[:100])
+    assert np.array_equal(presence_of(first, 5).counts, found.counts)
+    # A label table of another length has other states: what was kept is not used.
+    assert len(presence_of(first, 6).counts) == 6
+
+
+def test_volumes_are_read_into_memory_only_where_asked_for(tmp_path):
+    datalist = read_datalist(make_project(tmp_path))
+    mapped = open_case(datalist, datalist.training[0], tmp_path / "cache")
+    read = open_case(datalist, datalist.training[0], tmp_path / "cache", in_memory=True)
+    assert isinstance(mapped.image, np.memmap)
+    assert not isinstance(read.image, np.memmap)
+    assert np.array_equal(mapped.label, read.label)
+
+
+def test_sections_are_lost_along_the_coarsest_axes():
+    assert section_axes((8, 8, 8)) == (0, 1, 2)
+    assert section_axes((20, 4, 4)) == (0,)
+    rng = np.random.default_rng(0)
+    drawn = [draw_change(rng, (16, 16, 16), (0,)) for _ in range(2000)]
+    lost = [c.lost for c in drawn if c.lost]
+    assert 50 < len(lost) < 170
+    assert all(axis == 0 and 0 <= first < end <= 16 for axis, first, end in lost)
+    assert all(0.8 <= c.contrast <= 1.25 for c in drawn)
+
+
+def test_a_change_of_intensities_does_what_it_says():
+    patch = torch.from_numpy(np.random.default_rng(0).normal(size=(16, 16, 16)).astype("float32"))
+    still = Change(1.0, 0.0, 0.0, 0.0, 7, None)
+    assert torch.equal(alter(patch.clone(), still, -3.0), patch)
+    lost = alter(patch.clone(), replace(still, lost=(1, 4, 6)), -3.0)
+    assert (lost[:, 4:6] == -3).all()
+    assert torch.equal(lost[:, 6:], patch[:, 6:])
+    noisy = [alter(patch.clone(), replace(still, noise=0.2), -3.0) for _ in range(2)]
+    assert torch.equal(*noisy)
+    assert 0.15 < float((noisy[0] - patch).std()) < 0.25
+    brighter = alter(patch.clone(), replace(still, contrast=2.0, brightness=1.0), -3.0)
+    assert torch.allclose(brighter, 2 * patch + 1)
+
+
+def test_blur_is_a_gaussian():
+    patch = np.random.default_rng(0).normal(size=(20, 18, 16)).astype("float32")
+    blurred = alter(torch.from_numpy(patch.copy()), Change(1, 0, 1.0, 0, 0, None), 0).numpy()
+    expected = gaussian_filter(patch, 1.0, mode="nearest", radius=3)
+    assert np.allclose(blurred, expected, atol=1e-5)

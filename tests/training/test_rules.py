@@ -4,9 +4,10 @@ import pytest
 
 from cellmap_core.datalist import read_datalist
 from cellmap_core.errors import BundleError, OptionError, StatisticsError
+from cellmap_core.training.algorithms import algorithm
 from cellmap_core.training.config_files import read_config, write_config
 from cellmap_core.training.facts import Facts, read_facts
-from cellmap_core.training.rules import derive
+from cellmap_core.training.rules import _patch, derive
 from tests.tiny_project import TINY, make_datastats, make_project
 
 
@@ -41,10 +42,9 @@ def test_axes_are_turned_to_zyx(tmp_path):
 
 
 def test_patch_has_about_the_same_length_in_nm(project):
-    from cellmap_core.training.rules import _patch
-
     facts = Facts(shape_vox=(400, 400, 400), voxel_nm=(8, 4, 4), intensity={}, training_cases=1)
-    assert _patch(facts, {})[0] == (48, 96, 96)
+    values = {"init_filters": 8, "classes": ("mito",)}
+    assert _patch(algorithm("segresnet"), facts, values)[0] == (48, 96, 96)
 
 
 def test_overrides_win_and_feed_later_rules(project):

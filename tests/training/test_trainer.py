@@ -9,9 +9,10 @@ import yaml
 
 from cellmap_core.datalist import read_datalist, write_datalist
 from cellmap_core.errors import CheckpointError, TrainingError, TrainingInterrupted
+from cellmap_core.training import run
 from cellmap_core.training.config_files import read_bundle_config
 from cellmap_core.training.result import read_result
-from cellmap_core.training.trainer import Trainer
+from cellmap_core.training.team import alone
 from tests.tiny_project import make_bundles
 
 
@@ -31,17 +32,19 @@ def train(bundle, stop_after=None, **changes):
     asked = iter(range(10**9))
     stop = (lambda: next(asked) >= stop_after) if stop_after is not None else lambda: False
     config = read_bundle_config(bundle.folder).model_copy(update=changes)
-    return Trainer(config, bundle.folder, stop).run()
+    return run.train(config, bundle.folder, stop)
 
 
 def weights(bundle, name):
-    return torch.load(bundle.folder / "model" / name, weights_only=True)["model"]
+    state = torch.load(bundle.folder / "model" / name, weights_only=True)
+    return state["model"] if "model" in state else state["learner"]["average"]
 
 
 def records(bundle):
     lines = (bundle.folder / "model" / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+    measured = {"seconds", "timing", "memory"}
+    return [{k: v for k, v in row.items() if k not in measured} for row in rows]
 
 
 def test_interrupted_training_ends_bit_identical(bundle):
@@ -81,13 +84,83 @@ def test_better_epoch_stays_best(bundle, monkeypatch):
     assert torch.load(bundle.folder / "model/best.pt", weights_only=True)["epoch"] == 1
 
 
-def test_damaged_last_checkpoint_begins_anew(bundle, caplog):
+def test_a_damaged_last_checkpoint_falls_back_on_the_one_before(bundle, caplog):
+    whole = train(bundle)
+    kept = weights(bundle, "last.pt")
+    shutil.rmtree(bundle.folder / "model")
+    for _ in range(2):
+        with pytest.raises(TrainingInterrupted):
+            train(bundle, 0)
+    model = bundle.folder / "model"
+    assert (model / "previous.pt").is_file()
+    (model / "last.pt").write_bytes((model / "last.pt").read_bytes()[:1000])
+    caplog.set_level("INFO")
+    assert train(bundle).dice == whole.dice
+    assert "last.pt is damaged" in caplog.text
+    assert "goes on from epoch 0, step 1" in caplog.text
+    assert all(torch.equal(v, kept[k]) for k, v in weights(bundle, "last.pt").items())
+
+
+def test_without_any_whole_checkpoint_the_training_begins_anew(bundle, caplog):
     with pytest.raises(TrainingInterrupted):
         train(bundle, 1)
     last = bundle.folder / "model" / "last.pt"
     last.write_bytes(last.read_bytes()[:1000])
     assert train(bundle).epochs == 2
     assert "begins anew" in caplog.text
+
+
+def test_ends_early_when_no_better_epoch_comes(bundle, monkeypatch, caplog):
+    scores = iter([0.1, 0.9, *[0.2] * 50])
+    monkeypatch.setattr("cellmap_core.training.trainer.mean_dice", lambda *_: next(scores))
+    caplog.set_level("INFO")
+    result = train(bundle, num_epochs=20, early_stop_epochs=3, num_steps_per_epoch=1)
+    assert (result.best_epoch, result.epochs) == (2, 5)
+    assert "no better one than epoch 2 for 3 epochs" in caplog.text
+
+
+def test_validates_only_as_often_as_asked_and_at_the_end(bundle):
+    result = train(bundle, num_epochs=5, validate_every=2, num_steps_per_epoch=1)
+    validated = [bool(r["dice"]) for r in records(bundle)[:-1]]
+    assert validated == [False, True, False, True, True]
+    assert result.best_epoch in {2, 4, 5}
+
+
+def test_a_checkpoint_is_kept_within_a_long_epoch(bundle, monkeypatch):
+    def fail(_):
+        raise TrainingError("stop here")
+
+    monkeypatch.setattr("cellmap_core.training.trainer._SAVE_SECONDS", 0)
+    monkeypatch.setattr("cellmap_core.training.trainer.Trainer._finish_epoch", fail)
+    with pytest.raises(TrainingError):
+        train(bundle)
+    assert torch.load(bundle.folder / "model" / "last.pt", weights_only=True)["step"] == 3
+
+
+def test_tensorboard_has_the_curves(bundle):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with pytest.raises(TrainingInterrupted):
+        train(bundle, 5)
+    train(bundle)
+    events = EventAccumulator(str(bundle.folder / "model" / "tensorboard"))
+    events.Reload()
+    assert [s.step for s in events.Scalars("loss")] == [1, 2]
+    said = [r["mean_dice"] for r in records(bundle)[:-1]]
+    assert [s.value for s in events.Scalars("mean_dice")] == pytest.approx(said)
+    assert {"dice/mito", "dice/er"} <= set(events.Tags()["scalars"])
+
+
+def test_a_tracker_that_fails_costs_no_training(bundle, monkeypatch, caplog):
+    pytest.importorskip("tensorboard")
+
+    def fail(*_):
+        raise OSError("no such server")
+
+    monkeypatch.setattr("cellmap_core.training.trackers._TensorBoard.log", fail)
+    assert train(bundle).epochs == 2
+    assert caplog.text.count("no such server") == 1
 
 
 def test_checkpoint_of_another_configuration_is_not_gone_on_from(bundle):
@@ -99,25 +172,14 @@ def test_checkpoint_of_another_configuration_is_not_gone_on_from(bundle):
 
 def test_loss_that_is_not_finite_stops_before_the_step(bundle, monkeypatch):
     config = read_bundle_config(bundle.folder)
-    trainer = Trainer(config, bundle.folder)
-    before = {k: v.clone() for k, v in trainer.network.state_dict().items()}
+    trainer = run.make_trainer(config, bundle.folder, lambda: False, alone())
+    before = {k: v.clone() for k, v in trainer.learner.network.state_dict().items()}
     nan = torch.tensor(float("nan"), requires_grad=True)
-    monkeypatch.setattr("cellmap_core.training.trainer.masked_loss", lambda *_: nan)
-    with pytest.raises(TrainingError, match="segresnet_0: the loss is nan at step 0"):
+    monkeypatch.setattr("cellmap_core.training.learner.masked_loss", lambda *_: nan)
+    said = r"segresnet_0: the loss is nan at step 0, with patches jrc_tiny/crop\d at \d+, \d+, \d+;"
+    with pytest.raises(TrainingError, match=said):
         trainer.run()
-    assert all(torch.equal(v, before[k]) for k, v in trainer.network.state_dict().items())
-
-
-def test_batch_with_nothing_known_takes_no_step(bundle):
-    trainer = Trainer(read_bundle_config(bundle.folder), bundle.folder)
-    before = {k: v.clone() for k, v in trainer.network.state_dict().items()}
-    batch = trainer.data.sampler.batch(0)
-    batch.annotated[:] = False
-    trainer._take_step(batch)
-    assert all(torch.equal(v, before[k]) for k, v in trainer.network.state_dict().items())
-    assert trainer._loss_steps == 0
-    trainer._take_step(trainer.data.sampler.batch(0))
-    assert trainer._loss_steps == 1
+    assert all(torch.equal(v, before[k]) for k, v in trainer.learner.network.state_dict().items())
 
 
 def test_class_unannotated_in_training_is_not_trained(bundle, tmp_path):

@@ -1,0 +1,180 @@
+"""All three algorithms: their values, their networks, and two epochs of each."""
+
+import json
+
+import pytest
+import torch
+
+from cellmap_core.bundles.generate import generate
+from cellmap_core.errors import CheckpointError, OptionError, TrainingInterrupted
+from cellmap_core.inference.inferer import InferClass
+from cellmap_core.options import GenerateOptions
+from cellmap_core.training.algorithms import ALGORITHMS, algorithm, build_network
+from cellmap_core.training.config_files import CONFIG_NAME, read_bundle_config
+from cellmap_core.training.facts import Facts, Memory
+from cellmap_core.training.rules import _patch, training_bytes
+from cellmap_core.training.run import train
+from tests.tiny_project import make_datastats, make_project
+
+#: Networks that train in seconds on a CPU.
+SMALL = {
+    "num_steps_per_epoch": 2,
+    "batch_size": 2,
+    "segresnet.init_filters": 8,
+    "segresnet.blocks_down": [1, 1, 1],
+    "segresnet.patch_size_vox": [32, 32, 32],
+    "swinunetr.feature_size": 12,
+    "swinunetr.patch_size_vox": [64, 32, 32],
+    "dints.channel_mul": 0.25,
+    "dints.num_blocks": 3,
+    "dints.num_depths": 2,
+    "dints.patch_size_vox": [32, 32, 32],
+}
+
+
+def tiny_bundles(root, algos=tuple(ALGORITHMS), **overrides):
+    """Bundles of all algorithms, one fold each."""
+    datalist = make_project(root / "nifti data")
+    datastats = make_datastats(root / "work dir" / "datastats.yaml")
+    options = GenerateOptions(
+        algos=list(algos), num_fold=2, num_epochs=2, overrides={**SMALL, **overrides}
+    )
+    return generate(datalist, datastats, root / "work dir", options, folds=[0]).bundles
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory):
+    made = tiny_bundles(tmp_path_factory.mktemp("a project"))
+    return {b.algo: (b, train(read_bundle_config(b.folder), b.folder)) for b in made}
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_trains_validates_and_predicts(bundles, algo):
+    bundle, result = bundles[algo]
+    assert result.epochs == 2
+    assert set(result.dice) == {"mito", "er"}
+    assert all(0 <= d <= 1 for d in result.dice.values())
+    assert result.host_bytes > 0
+    datalist = json.loads((bundle.folder.parents[1] / "nifti data" / "datalist.json").read_text())
+    image = bundle.folder.parents[1] / "nifti data" / datalist["testing"][0]["image"]
+    predicted = InferClass(bundle.folder / CONFIG_NAME).infer(image)
+    assert predicted.shape == (2, 44, 40, 36)
+    assert 0 <= float(predicted.min()) < float(predicted.max()) <= 1
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_softmax_has_a_background_and_trains_too(tmp_path, algo):
+    bundle = tiny_bundles(tmp_path, [algo], activation="softmax", num_steps_per_epoch=1)[0]
+    config = read_bundle_config(bundle.folder)
+    assert config.channels == 3
+    result = train(config.model_copy(update={"num_epochs": 1}), bundle.folder)
+    assert result.epochs == 1
+
+
+def test_search_is_kept_and_gone_on_with(tmp_path):
+    bundle = tiny_bundles(tmp_path, ["dints"], num_steps_per_epoch=4)[0]
+    config = read_bundle_config(bundle.folder)
+    with pytest.raises(CheckpointError, match="has no architecture yet"):
+        build_network(config)
+    first = train(config, bundle.folder)
+    model = bundle.folder / "model"
+    kept = {n: (model / n).read_bytes() for n in ("architecture.json", "result.json")}
+    weights = torch.load(model / "best.pt", weights_only=True)
+    (model / "architecture.json").unlink()
+    for name in ("best.pt", "last.pt", "previous.pt", "search/last.pt", "search/previous.pt"):
+        (model / name).unlink(missing_ok=True)
+    asked = iter(range(10**6))
+    # In the search, once its architecture learns; then in the training.
+    for after in (3, 9):
+        with pytest.raises(TrainingInterrupted):
+            train(config, bundle.folder, lambda after=after: next(asked) >= after)
+    again = train(config, bundle.folder)
+    assert (model / "architecture.json").read_bytes() == kept["architecture.json"]
+    assert again.dice == first.dice
+    after = torch.load(model / "best.pt", weights_only=True)
+    assert all(torch.equal(v, after["model"][k]) for k, v in weights["model"].items())
+    assert after["architecture"] == json.loads(kept["architecture.json"])
+
+
+def test_search_changes_the_architecture_by_the_data(tmp_path):
+    from cellmap_core.training.data import open_fold
+    from cellmap_core.training.search import SearchLearner, _search_config
+    from cellmap_core.training.team import alone
+
+    bundle = tiny_bundles(tmp_path, ["dints"])[0]
+    config = _search_config(read_bundle_config(bundle.folder))
+    data = open_fold(config, tmp_path / "cache")
+    torch.manual_seed(0)
+    learner = SearchLearner(config, data, alone())
+    start = [p.detach().clone() for p in learner._chosen()]
+    learner.step(data.sampler.batch(0), 0)
+    assert all(torch.equal(a, b) for a, b in zip(start, learner._chosen(), strict=True))
+    learner.step(data.sampler.batch(1), 1)
+    assert not any(torch.equal(a, b) for a, b in zip(start, learner._chosen(), strict=True))
+
+
+def test_values_of_one_algorithm_do_not_reach_the_others(tmp_path):
+    made = {b.algo: read_bundle_config(b.folder) for b in tiny_bundles(tmp_path, seed=7)}
+    assert made["swinunetr"].patch_size_vox == (64, 32, 32)
+    assert made["dints"].patch_size_vox == (32, 32, 32)
+    assert {c.seed for c in made.values()} == {7}
+    with pytest.raises(OptionError, match=r"unknown override feature_size; .*\(segresnet\)"):
+        tiny_bundles(tmp_path / "b", ["segresnet"], feature_size=24)
+
+
+@pytest.mark.parametrize(
+    ("algo", "values"),
+    [
+        ("segresnet", {"init_filters": 8, "blocks_down": (1, 1, 1)}),
+        ("segresnet", {"init_filters": 16, "blocks_down": (1, 2, 2, 4)}),
+        ("swinunetr", {"feature_size": 12, "use_checkpoint": False}),
+        ("dints", {"channel_mul": 0.25, "num_blocks": 4, "num_depths": 3}),
+    ],
+)
+def test_memory_is_estimated_near_what_a_network_keeps(tmp_path, algo, values):
+    """Weights, and what autograd keeps for one patch, against the rule's estimate."""
+    overrides = {f"{algo}.{k}": list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+    bundle = tiny_bundles(tmp_path, [algo], **overrides)[0]
+    config = read_bundle_config(bundle.folder)
+    if algo == "dints":
+        from cellmap_core.training.algorithms.dints import build_space
+
+        network = build_space(config)
+    else:
+        network = build_network(config)
+    weights = sum(p.numel() for p in network.parameters())
+    kept, seen = 0, []
+
+    def count(tensor):
+        nonlocal kept
+        place = tensor.untyped_storage().data_ptr()
+        if not isinstance(tensor, torch.nn.Parameter) and place not in {p for p, _ in seen}:
+            seen.append((place, tensor))
+            kept += tensor.untyped_storage().nbytes()
+        return tensor
+
+    size = (64, 64, 64) if algo == "swinunetr" else (32, 32, 32)
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
+        network.train()(torch.zeros(1, 1, *size))
+    need = algorithm(algo).need(values)
+    assert 0.7 < need.parameters / weights < 1.4
+    assert 0.5 < need.voxel_bytes * torch.Size(size).numel() / kept < 2
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+@pytest.mark.parametrize(("gib", "voxel_nm"), [(80, (8, 8, 8)), (11, (8, 8, 8)), (6, (40, 8, 8))])
+def test_patch_fits_into_the_memory(algo, gib, voxel_nm):
+    facts = Facts(
+        shape_vox=(400, 400, 400), voxel_nm=voxel_nm, intensity={}, training_cases=1,
+        memory=Memory(kind="gpu", size_bytes=gib << 30),
+    )  # fmt: skip
+    chosen = algorithm(algo)
+    values = {"classes": tuple("abcdefghijklmn")}
+    for name, make in chosen.width_rules.items():
+        values[name] = make(facts, values)[0]
+    patch, reason, _ = _patch(chosen, facts, values)
+    values["patch_size_vox"] = patch
+    assert all(n % chosen.multiple == 0 and n >= chosen.least_edge for n in patch)
+    least = all(n == chosen.least_edge for n in patch)
+    assert least or training_bytes(chosen, facts.memory, values) <= 0.8 * (gib << 30)
+    assert ("cut down" in reason) == (max(patch) < 96)
