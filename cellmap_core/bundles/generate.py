@@ -12,19 +12,18 @@ from typing import Any
 
 import yaml
 
-from cellmap_core.bundles.names import OWN_TEMPLATES, check_choice, follows_rules
+from cellmap_core.bundles.names import OWN_TEMPLATES, check_choice, is_ours
 from cellmap_core.datalist import Datalist, read_datalist
 from cellmap_core.errors import BundleError, DatalistError, StatisticsError
 from cellmap_core.models import BundleRef, GenerateResult
 from cellmap_core.options import GenerateOptions
 from cellmap_core.provenance import file_digest, key_of, read_receipt, write_receipt, write_text
 from cellmap_core.training.facts import memory_there
-from cellmap_core.training.result import MODEL_FOLDER
+from cellmap_core.training.result import GENERATED_NAME, MODEL_FOLDER
 from cellmap_core.training.rules import derive
 
 logger = logging.getLogger(__name__)
 
-_RECEIPT_NAME = "generate.json"
 _SOURCE_NAME = "data_src_cfg.yaml"
 
 
@@ -83,7 +82,7 @@ def generate(
 
     def key(bundle: BundleRef) -> str:
         """Of the values that come out: more memory alone makes no bundle stale."""
-        if not follows_rules(bundle.algo, templates):
+        if not is_ours(templates / bundle.algo):
             return _key(bundle, inputs, templates)
         config = derive(datastats, cases, _identity(bundle, datalist, options), overrides, memory)
         return _key(bundle, [*inputs, config.digest], templates)
@@ -136,7 +135,7 @@ def _key(bundle: BundleRef, inputs: list[Any], templates: Path) -> str:
 
 
 def _is_current(bundle: BundleRef, key: str) -> bool:
-    if read_receipt(bundle.folder / _RECEIPT_NAME, key) is not None:
+    if read_receipt(bundle.folder / GENERATED_NAME, key) is not None:
         return True
     if bundle.folder.exists():
         logger.warning("%s is stale: it is made anew, without its old model", bundle.name)
@@ -186,16 +185,18 @@ def _export(
             algo.set_data_source(maker.get_data_src())
             algo.export_to_disk(str(work_dir), bundle.name, fold=bundle.fold, **extra)
             algo_to_json(algo, template_path=algo.template_path)
-            _seal(bundle, keys[bundle.name])
+            _seal(bundle, keys[bundle.name], extra)
 
 
-def _seal(bundle: BundleRef, key: str) -> None:
+def _seal(bundle: BundleRef, key: str, extra: dict[str, Any]) -> None:
     """Write the receipt. MONAI's runners rewrite algo_object.json, so it is not in it."""
     configs = sorted(p for p in (bundle.folder / "configs").glob("*") if p.is_file())
     if not configs:
         raise BundleError(f"{bundle.folder} has no configs", "a template that writes them")
+    # Others' templates take these when they train, ours have them in their configuration.
+    asked = {"train_parameters": {"num_epochs": extra["num_epochs"], **extra["overrides"]}}
     scripts = sorted((bundle.folder / "scripts").glob("*.py"))
-    write_receipt(bundle.folder / _RECEIPT_NAME, key, [*configs, *scripts], {})
+    write_receipt(bundle.folder / GENERATED_NAME, key, [*configs, *scripts], asked)
 
 
 @contextmanager

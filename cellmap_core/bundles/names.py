@@ -58,10 +58,14 @@ def check_algos(algos: Sequence[str], templates: Path | None = None) -> None:
         raise OptionError(f"algos {', '.join(algos)}", "each algorithm once")
 
 
-def follows_rules(algo: str, templates: Path | None = None) -> bool:
-    """Whether a template is built on this project, and not by others on MONAI alone."""
-    path = (templates or OWN_TEMPLATES) / algo / "scripts" / "algo.py"
-    return "cellmap_core.bundles.algo" in path.read_text(encoding="utf-8", errors="replace")
+def is_ours(folder: Path) -> bool:
+    """Whether a template or bundle is built on this project, and not by others on MONAI alone."""
+    path = folder / "scripts" / "algo.py"
+    try:
+        return "cellmap_core.bundles.algo" in path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        # Not generated yet, or damaged: ours to tell.
+        return True
 
 
 def check_choice(options: GenerateOptions) -> dict[str, Any]:
@@ -78,6 +82,6 @@ def check_choice(options: GenerateOptions) -> dict[str, Any]:
         An algorithm, an override or its value is not valid.
     """
     check_algos(options.algos, options.templates)
-    if not all(follows_rules(algo, options.templates) for algo in options.algos):
+    if not all(is_ours((options.templates or OWN_TEMPLATES) / algo) for algo in options.algos):
         return dict(options.overrides)
     return check_overrides(options.overrides, options.algos)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from cellmap_core.bundles.names import is_ours
 from cellmap_core.errors import CellmapError, EnsembleError
 from cellmap_core.models import BundleRef, Failure
 from cellmap_core.provenance import file_digest
@@ -17,6 +19,8 @@ from cellmap_core.training.checkpoint import Model, load_model
 from cellmap_core.training.config import TrainConfig
 from cellmap_core.training.config_files import read_bundle_config
 from cellmap_core.training.result import best_checkpoint
+
+logger = logging.getLogger(__name__)
 
 # One for each of our algorithms; every search of DiNTS finds an architecture of its own.
 _KEPT_NETWORKS = 3
@@ -58,13 +62,19 @@ def open_members(
         No bundle has a usable model.
     """
     members, failures = [], []
-    for bundle in bundles:
+    ours = [b for b in bundles if is_ours(b.folder)]
+    if others := [b.name for b in bundles if b not in ours]:
+        logger.warning(
+            "%s are of other templates and not in the ensemble; MONAI's AlgoEnsembleBuilder takes "
+            "them and ours", ", ".join(others),
+        )  # fmt: skip
+    for bundle in ours:
         try:
             members.append(_open(bundle, classes))
         except CellmapError as error:
             failures.append(Failure(item=bundle.name, reason=str(error)))
     if not members:
-        reasons = "; ".join(f"{f.item}: {f.reason}" for f in failures) or "no bundle was asked for"
+        reasons = "; ".join(f"{f.item}: {f.reason}" for f in failures) or "no bundle of ours"
         raise EnsembleError(f"no trained model ({reasons})", "at least one", "run the train stage")
     return members, failures
 

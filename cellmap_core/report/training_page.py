@@ -9,6 +9,46 @@ from cellmap_core.models import TrainResult
 from cellmap_core.report.figures import bar_plot, curves, embedded
 from cellmap_core.report.text import Cell, markdown_table, mean_of, number, spread
 
+_GIB = 1 << 30
+
+
+def running_markdown(name: str, epochs: Sequence[dict[str, Any]]) -> str:
+    """The page of a training that still runs.
+
+    Parameters
+    ----------
+    name : str
+        Of the bundle.
+    epochs : sequence of dict
+        See `fold_markdown`; at least one.
+    """
+    last = epochs[-1]
+    best = best_epoch(epochs)
+    left = (last["epochs"] - last["epoch"]) * mean_seconds(epochs)
+    parts = [
+        f"# {name}",
+        f"Epoch {last['epoch']} of {last['epochs']}, loss {number(last['loss'], 4)}, "
+        f"{left / 60:.0f} minutes left at this pace. "
+        + (
+            f"Best mean Dice so far **{number(best['mean_dice'])}**, at epoch {best['epoch']}."
+            if best
+            else "Not validated yet."
+        ),
+        embedded("Loss and Dice by epoch", _curves(epochs)),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def best_epoch(epochs: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The epoch with the highest mean Dice; None where none was validated."""
+    scored = [e for e in epochs if e.get("mean_dice") is not None]
+    return max(scored, key=lambda e: e["mean_dice"]) if scored else None
+
+
+def mean_seconds(epochs: Sequence[dict[str, Any]]) -> float:
+    """Mean time of an epoch."""
+    return float(sum(e["seconds"] for e in epochs) / len(epochs))
+
 
 def fold_markdown(result: TrainResult, epochs: Sequence[dict[str, Any]]) -> str:
     """The page of one training.
@@ -24,7 +64,7 @@ def fold_markdown(result: TrainResult, epochs: Sequence[dict[str, Any]]) -> str:
     parts = [
         f"# {result.bundle.name}",
         f"Mean Dice **{number(result.mean_dice)}** at epoch {result.best_epoch} of "
-        f"{result.epochs}, {result.seconds:.0f} s. Checkpoint `{result.checkpoint}`.",
+        f"{result.epochs}, {_used(result)}. Checkpoint `{result.checkpoint}`.",
     ]
     if epochs:
         parts.append(embedded("Loss and Dice by epoch", _curves(epochs)))
@@ -42,7 +82,7 @@ def leaderboard_table(results: Sequence[TrainResult]) -> list[dict[str, Cell]]:
     """Rows of algorithm × fold, best algorithm first.
 
     Each algorithm has a row ``mean`` (mean ± population deviation over its folds, over those
-    where the class was scored), followed by its folds.
+    where the class was scored; all its time, the most memory), followed by its folds.
     """
     classes = _classes(results)
     rows: list[dict[str, Cell]] = []
@@ -54,6 +94,7 @@ def leaderboard_table(results: Sequence[TrainResult]) -> list[dict[str, Cell]]:
                 "fold": "mean",
                 "mean Dice": spread(r.mean_dice for r in folds),
                 **{c: spread(r.dice.get(c) for r in folds) for c in classes},
+                **_costs(folds),
             }
         )
         rows += [
@@ -62,6 +103,7 @@ def leaderboard_table(results: Sequence[TrainResult]) -> list[dict[str, Cell]]:
                 "fold": r.bundle.fold,
                 "mean Dice": _rounded(r.mean_dice),
                 **{c: _rounded(r.dice.get(c)) for c in classes},
+                **_costs([r]),
             }
             for r in folds
         ]
@@ -114,6 +156,22 @@ def _class_rows(result: TrainResult) -> list[dict[str, Cell]]:
         gain = None if dice is None or trivial is None else round(dice - trivial, 3)
         rows.append({"class": name, "Dice": dice, "trivial": trivial, "gain": gain})
     return sorted(rows, key=lambda r: str(r["class"]))
+
+
+def _costs(results: Sequence[TrainResult]) -> dict[str, Cell]:
+    """Time of all, and the most memory that one of them took."""
+    gpu = max(r.device_bytes for r in results)
+    return {
+        "hours": round(sum(r.seconds for r in results) / 3600, 3),
+        "RAM GiB": round(max(r.host_bytes for r in results) / _GIB, 2),
+        "GPU GiB": round(gpu / _GIB, 2) if gpu else None,
+    }
+
+
+def _used(result: TrainResult) -> str:
+    """Time and memory in words."""
+    said = f"{result.seconds:.0f} s, {result.host_bytes / _GIB:.2f} GiB of RAM"
+    return said + (f", {result.device_bytes / _GIB:.2f} GiB of GPU" if result.device_bytes else "")
 
 
 def _curves(epochs: Sequence[dict[str, Any]]) -> bytes:

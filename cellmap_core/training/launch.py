@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cellmap_core.bundles.names import is_ours
 from cellmap_core.errors import BundleError, TrainingError, TrainingInterrupted
 from cellmap_core.models import BundleRef, TrainResult
 from cellmap_core.training.config_files import CONFIG_NAME
@@ -47,8 +48,11 @@ def command(
     overrides : mapping, optional
         Values to set.
     processes : int
-        How many train it together, by torchrun; each has a GPU of its own.
+        How many train it together, by torchrun; each has a GPU of its own. Bundles of others'
+        templates start as many as they like.
     """
+    if not is_ours(folder):
+        return [sys.executable, "-m", "cellmap_core.bundles.foreign", str(folder)]
     configs = sorted(p for p in (folder / "configs").glob("*.*") if p.suffix in {".yaml", ".json"})
     files = ",".join(str(p) for p in configs) or str(folder / CONFIG_NAME)
     extra = [f"--{name}={value}" for name, value in (overrides or {}).items()]

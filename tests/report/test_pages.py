@@ -31,6 +31,7 @@ from cellmap_core.report.training_page import (
     fold_markdown,
     leaderboard_markdown,
     leaderboard_table,
+    running_markdown,
 )
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -156,7 +157,9 @@ def training(algo, fold, dice, trivial=0.2):
         mean_dice=sum(some) / len(some) if some else None,
         dice=dice,
         trivial_dice=dict.fromkeys(dice, trivial),
-        seconds=12.0,
+        seconds=1800.0,
+        host_bytes=3 << 30,
+        device_bytes=(5 << 30) if fold else 0,
     )
 
 
@@ -179,6 +182,14 @@ def test_fold_page():
     assert "| mito | 0.750 | 0.200 | 0.550 |" in page
     assert "| er | – | 0.200 | – |" in page
     assert "**0.750** at epoch 3 of 4" in page
+
+
+def test_page_of_a_running_training():
+    unscored = {"epoch": 1, "epochs": 4, "loss": 2.0, "dice": {}, "mean_dice": None, "seconds": 60}
+    page = running_markdown("segresnet_0", [unscored])
+    assert_page(page, 1)
+    assert "Epoch 1 of 4, loss 2.0000, 3 minutes left at this pace. Not validated yet." in page
+    assert "Best mean Dice so far **0.300**, at epoch 3." in running_markdown("a_0", EPOCHS[:3])
 
 
 def test_fold_page_without_validation():
@@ -216,6 +227,9 @@ def test_leaderboard_is_best_first(results):
     assert rows[0]["mean Dice"] == "0.725 ± 0.025"
     assert rows[2]["mito"] == 0.9
     assert rows[6]["mean Dice"] == "–"
+    cost = ("hours", "RAM GiB", "GPU GiB")
+    assert [rows[0][c] for c in cost] == [1.0, 3.0, 5.0]
+    assert [rows[1][c] for c in cost] == [0.5, 3.0, None]
 
 
 def test_leaderboard_page(results):
