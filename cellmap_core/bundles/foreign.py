@@ -102,7 +102,8 @@ def _let_it_speak() -> None:
     from monai.auto3dseg import utils
 
     for module in (bundle_gen, utils):
-        module.run_cmd = functools.partial(module.run_cmd, capture_output=False)
+        speaking = functools.partial(module.run_cmd, capture_output=False)
+        module.run_cmd = speaking  # type: ignore[attr-defined]
 
 
 def train_parameters(folder: Path) -> dict[str, Any]:

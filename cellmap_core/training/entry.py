@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cellmap_core.errors import CellmapError, OptionError, TrainingInterrupted
+from cellmap_core.machine import keep_memory
 from cellmap_core.training.config_files import read_config
 from cellmap_core.training.launch import (
     ERROR_MARK,
@@ -44,6 +45,7 @@ def main(arguments: Sequence[str]) -> int:
     """
     # The parent reads this process line by line: its log is its standard output.
     logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s", force=True)
+    keep_memory()
     stop = _watch()
     try:
         files, overrides = parse(arguments)

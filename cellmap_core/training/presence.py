@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from cellmap_core.label_table import PRESENT
 from cellmap_core.provenance import atomic_path
-from cellmap_core.training.volumes import Case, check_ids
+from cellmap_core.training.volumes import Case, check_ids, let_go
 
 #: Voxels kept for each id of a case; patches jitter around them, so few are enough.
 KEPT_VOXELS = 1024
 # Slabs of this many voxels are looked at in one go; they bound the memory.
-_SLAB_VOXELS = 1 << 20
+_SLAB_VOXELS = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,7 @@ def find_presence(label: NDArray[Any], ids: int, case: str) -> Presence:
     section = label.shape[1] * label.shape[2]
     thickness = max(1, _SLAB_VOXELS // section)
     for start in range(0, label.shape[0], thickness):
+        let_go(label)
         slab = check_ids(np.asarray(label[start : start + thickness]), ids, case).ravel()
         found = np.bincount(slab, minlength=ids)
         counts += found

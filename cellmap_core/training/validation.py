@@ -55,6 +55,7 @@ def validate(
         predicted = predict_block(network, case.image, block, config) > _THRESHOLD
         labels = case.labels_at(block.core, len(states))
         counts.add(predicted, *known_target(labels, case.annotated, states))
+        case.let_go()
         after_block()
     counts.counts[:] = team.add_up(torch.from_numpy(counts.counts).to(team.device)).cpu().numpy()
     return counts

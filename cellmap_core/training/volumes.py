@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,10 +44,27 @@ class Case:
     annotated: NDArray[np.bool_]
     presence_file: Path | None = None
 
+    def let_go(self) -> None:
+        """Take the voxels that were read out of this process's memory; see `let_go`."""
+        for volume in (self.image, self.label):
+            if volume is not None:
+                let_go(volume)
+
     def labels_at(self, where: tuple[slice, ...], ids: int) -> NDArray[np.int64]:
         """Label ids of a part, checked to be in a table of ``ids`` entries."""
         assert self.label is not None
         return check_ids(np.asarray(self.label[where]), ids, self.name)
+
+
+def let_go(volume: NDArray[Any]) -> None:
+    """Take the pages of a mapped volume out of this process's memory.
+
+    They stay in the system's page cache as long as there is room, from where they come back in
+    no time; but the process no longer counts them as its own, and a job's limit is not theirs.
+    """
+    mapped = getattr(volume, "_mmap", None)
+    if mapped is not None:
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def check_ids(labels: NDArray[Any], ids: int, case: str) -> NDArray[np.int64]:
