@@ -8,15 +8,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup run up down test lint types bench bench-convert bench-analyze clean
+.PHONY: help setup run up down test lint types bench bench-convert bench-analyze bench-train clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make run    set up, then run the whole pipeline on a small synthetic data set"
 	@echo "make test   set up, then lint, check types and run all tests"
 	@echo "make up     keep the service (server, work pool, worker) running; make down ends it"
-	@echo "make bench  time conversion against zarr + scipy + nibabel and analysis against MONAI"
-	@echo "            (one of them: make bench-convert or bench-analyze, PARTS=\"speed memory ...\")"
+	@echo "make bench  time conversion against zarr + scipy + nibabel, analysis and training data against MONAI"
+	@echo "            (one of them: make bench-convert, bench-analyze or bench-train, PARTS=\"speed memory ...\")"
 	@echo "make lint   ruff;  make types   mypy;  make clean   remove the environment and work/"
 
 setup: $(STAMP)
@@ -46,12 +46,13 @@ types: $(STAMP)
 test: lint types
 	$(BIN)/python -m pytest
 
-# BENCH="speed memory scaling overhead" chooses; all of them take a quarter of an hour and 4 GB of disk.
+# BENCH="speed memory scaling overhead" chooses; all of them take three quarters of an hour and 4 GB of disk.
 bench: $(STAMP)
 	$(BIN)/python -m tests.bench.convert
 	$(BIN)/python -m tests.bench.analyze
+	$(BIN)/python -m tests.bench.train
 
-bench-convert bench-analyze: bench-%: $(STAMP)
+bench-convert bench-analyze bench-train: bench-%: $(STAMP)
 	$(BIN)/python -m tests.bench.$* $(PARTS)
 
 clean:

@@ -17,7 +17,7 @@ from cellmap_core.inference.blocks import autocast_type
 from cellmap_core.training.algorithms import algorithm
 from cellmap_core.training.config import TrainConfig
 from cellmap_core.training.loss import Level, masked_loss, weigh
-from cellmap_core.training.patches import Batch, images_of, targets_of
+from cellmap_core.training.patches import Batch, counts_of, images_of, targets_of
 from cellmap_core.training.team import Team
 
 logger = logging.getLogger(__name__)
@@ -222,7 +222,8 @@ class Learner:
 
     def _weigh(self, batch: Batch) -> list[Level] | None:
         target, mask = targets_of(batch, self._states)
-        return weigh(target, mask, self.config.output_levels, self._weights, self.team.add_up)
+        counts = counts_of(batch, self._states, self.config.output_levels)
+        return weigh(target, mask, counts, self._weights, self.team.add_up)
 
     def _loss(self, batch: Batch, rows: slice, levels: Sequence[Level]) -> torch.Tensor:
         image = images_of(batch, rows, self.config.normalisation, self.team.device)

@@ -28,6 +28,10 @@ from cellmap_core.training.config import Activation
 _SMOOTH = 1.0
 
 
+#: Known and present voxels, each (levels, B, C).
+Counts = tuple[torch.Tensor, torch.Tensor]
+
+
 def _alone(sums: torch.Tensor) -> torch.Tensor:
     return sums
 
@@ -63,10 +67,37 @@ class Level:
         )  # fmt: skip
 
 
+def count(target: torch.Tensor, mask: torch.Tensor, depth: int) -> Counts:
+    """Known and present voxels of each patch and class at every output level.
+
+    Parameters
+    ----------
+    target, mask : Tensor of bool
+        Shape (B, C, z, y, x).
+    depth : int
+        Output levels.
+
+    Returns
+    -------
+    known, present : Tensor of int64
+        Shape (depth, B, C).
+    """
+    levels = [(mask[view], (target & mask)[view]) for view in _views(depth)]
+    known, present = (
+        [part.sum(dim=(2, 3, 4)) for part in parts] for parts in zip(*levels, strict=True)
+    )
+    return torch.stack(known), torch.stack(present)
+
+
+def _views(depth: int) -> list[tuple[slice, ...]]:
+    """Of each output level, every 2ⁱ-th voxel."""
+    return [(slice(None), slice(None), *(slice(None, None, 2**i),) * 3) for i in range(depth)]
+
+
 def weigh(
     target: torch.Tensor,
     mask: torch.Tensor,
-    depth: int,
+    counts: Counts,
     class_weights: torch.Tensor,
     add_up: Callable[[torch.Tensor], torch.Tensor] = _alone,
 ) -> list[Level] | None:
@@ -75,9 +106,10 @@ def weigh(
     Parameters
     ----------
     target, mask : Tensor of bool
-        Shape (B, C, z, y, x): present, and known. Coarser levels take every second voxel.
-    depth : int
-        Output levels; level i counts half as much as level i − 1.
+        Shape (B, C, z, y, x): present, which is within known. Coarser levels take every second
+        voxel.
+    counts : tuple of Tensor
+        What `count` says of them; level i counts half as much as level i − 1.
     class_weights : Tensor
         Shape (C,).
     add_up : callable
@@ -88,11 +120,8 @@ def weigh(
     list of Level or None
         None where no voxel of any class is known in the whole batch: there is no step.
     """
-    target = target & mask
-    views = [(slice(None), slice(None), *(slice(None, None, 2**i),) * 3) for i in range(depth)]
-    levels = [(target[view], mask[view]) for view in views]
-    known = torch.stack([m.sum(dim=(2, 3, 4)) for _, m in levels])
-    present = torch.stack([t.sum(dim=(2, 3, 4)) for t, _ in levels])
+    known, present = counts
+    depth = len(known)
     weights = class_weights.double()
     # (levels, C + 1): known voxels of each class, and the weight of all pairs with a present one.
     sums = torch.cat(
@@ -108,8 +137,8 @@ def weigh(
     entropy = shares[:, None] * weights / classes[:, None].clamp(min=1e-12) / known_all.clamp(min=1)
     dice = shares[:, None, None] * (present > 0) * weights / pairs[:, None, None].clamp(min=1e-12)
     return [
-        Level(t, m, entropy[i].float(), dice[i].float(), known[i], present[i])
-        for i, (t, m) in enumerate(levels)
+        Level(target[v], mask[v], entropy[i].float(), dice[i].float(), known[i], present[i])
+        for i, v in enumerate(_views(depth))
     ]
 
 

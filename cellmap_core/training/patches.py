@@ -84,7 +84,8 @@ def expand(
     Returns
     -------
     target, mask : Tensor of bool
-        Shape (B, C, z, y, x): present; and known, which is annotated and not unknown.
+        Shape (B, C, z, y, x): present, where it is known; and known, which is annotated and not
+        unknown.
     """
     import torch
 
@@ -95,7 +96,7 @@ def expand(
     for b, ids in enumerate(label):
         # Whole rows are copied, some thirty times faster than indexing by a volume.
         flat = ids.flatten().int()
-        torch.index_select(present, 0, flat, out=target[b].view(-1, size[-1]))
+        torch.index_select(present & annotated[b], 0, flat, out=target[b].view(-1, size[-1]))
         torch.index_select(known & annotated[b], 0, flat, out=mask[b].view(-1, size[-1]))
     return target.movedim(-1, 1), mask.movedim(-1, 1)
 
@@ -106,6 +107,35 @@ def targets_of(batch: Batch, states: torch.Tensor) -> tuple[torch.Tensor, torch.
 
     annotated = torch.from_numpy(batch.annotated).to(states.device)
     return expand(_moved(batch.label, states.device), annotated, states)
+
+
+def counts_of(batch: Batch, states: torch.Tensor, depth: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Known and present voxels (depth, B, C) of a batch at every output level.
+
+    They are counted by label id, which takes a fraction of the time of counting masks.
+
+    Parameters
+    ----------
+    batch : Batch
+        The patches.
+    states : Tensor of uint8
+        Shape (ids + 1, C), see `look_up`.
+    depth : int
+        Output levels; level i has every 2ⁱ-th voxel.
+    """
+    import torch
+
+    rows = [
+        np.bincount(ids[(slice(None, None, 2**level),) * 3].ravel(), minlength=len(states))
+        for level in range(depth)
+        for ids in batch.label
+    ]
+    ids = torch.from_numpy(np.stack(rows)).view(depth, len(batch.label), -1).to(states.device)
+    annotated = torch.from_numpy(batch.annotated).to(states.device)
+    # Counts are exact in float64, which every device multiplies.
+    known = (ids.double() @ (states != UNKNOWN).double()).long() * annotated
+    present = (ids.double() @ (states == PRESENT).double()).long() * annotated
+    return known, present
 
 
 def images_of(

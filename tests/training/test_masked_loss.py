@@ -7,9 +7,9 @@ from torch.nn import functional as F
 
 from cellmap_core.training.config_files import read_bundle_config
 from cellmap_core.training.learner import Learner
-from cellmap_core.training.loss import masked_loss, weigh
+from cellmap_core.training.loss import count, masked_loss, weigh
 from cellmap_core.training.metrics import DiceCounts, known_target, mean_dice
-from cellmap_core.training.patches import expand, look_up, targets_of
+from cellmap_core.training.patches import Batch, counts_of, expand, look_up, targets_of
 from cellmap_core.training.run import make_trainer
 from cellmap_core.training.team import alone
 from tests.tiny_project import TABLE, make_bundles
@@ -28,7 +28,7 @@ def a_batch(seed=0, patches=2, channels=2):
 
 def loss_of(outputs, target, mask, weights=EQUAL, activation="sigmoid"):
     depth = 1 if isinstance(outputs, torch.Tensor) else len(outputs)
-    levels = weigh(target, mask, depth, weights)
+    levels = weigh(target & mask, mask, count(target, mask, depth), weights)
     return None if levels is None else masked_loss(outputs, levels, activation)
 
 
@@ -78,6 +78,16 @@ def by_autograd(logits, target, mask, weights):
     return total
 
 
+def test_counting_by_label_id_counts_the_same_voxels():
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 6, (3, 9, 8, 7)).astype(np.uint8)
+    annotated = np.array([[True, True], [True, False], [False, False]])
+    batch = Batch(label, label, annotated, (None,) * 3, ("",) * 3)
+    target, mask = targets_of(batch, STATES)
+    for found, expected in zip(counts_of(batch, STATES, 3), count(target, mask, 3), strict=True):
+        assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize("weights", [[1.0, 1.0], [3.0, 0.5]])
 def test_value_and_gradient_are_those_of_the_formula(weights):
     logits, target, mask = a_batch(patches=3)
@@ -117,7 +127,7 @@ def test_parts_of_a_batch_add_up_to_it(activation):
     channels = 2 + (activation == "softmax")
     logits, target, mask = a_batch(patches=3, channels=channels)
     coarse = logits.detach()[..., ::2, ::2, ::2].clone().requires_grad_()
-    levels = weigh(target, mask, 2, EQUAL)
+    levels = weigh(target & mask, mask, count(target, mask, 2), EQUAL)
     whole = masked_loss([logits, coarse], levels, activation)
     gradients = torch.autograd.grad(whole, [logits, coarse])
     value, parts = 0.0, [torch.zeros_like(g) for g in gradients]

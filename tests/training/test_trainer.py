@@ -152,6 +152,22 @@ def test_tensorboard_has_the_curves(bundle):
     assert {"dice/mito", "dice/er"} <= set(events.Tags()["scalars"])
 
 
+def test_mlflow_has_one_run_of_an_interrupted_training(bundle, tmp_path, monkeypatch):
+    tracking = pytest.importorskip("mlflow.tracking")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "runs").as_uri())
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    with pytest.raises(TrainingInterrupted):
+        train(bundle, 5)
+    train(bundle)
+    client = tracking.MlflowClient()
+    (run,) = client.search_runs([client.get_experiment_by_name("auto3dseg").experiment_id])
+    assert run.info.run_name == "segresnet_0"
+    assert run.data.params["init_filters"] == "8"
+    said = [r["mean_dice"] for r in records(bundle)[:-1]]
+    history = client.get_metric_history(run.info.run_id, "mean_dice")
+    assert [(m.step, m.value) for m in history] == list(enumerate(said, start=1))
+
+
 def test_a_tracker_that_fails_costs_no_training(bundle, monkeypatch, caplog):
     pytest.importorskip("tensorboard")
 
