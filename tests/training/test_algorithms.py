@@ -6,8 +6,11 @@ import pytest
 import torch
 
 from cellmap_core.bundles.generate import generate
+from cellmap_core.datalist import read_datalist
+from cellmap_core.datastats.analyze import analyze
 from cellmap_core.errors import CheckpointError, OptionError, TrainingInterrupted
 from cellmap_core.inference.inferer import InferClass
+from cellmap_core.nifti import read_grid
 from cellmap_core.options import GenerateOptions
 from cellmap_core.training.algorithms import ALGORITHMS, algorithm, build_network
 from cellmap_core.training.config_files import CONFIG_NAME, read_bundle_config
@@ -43,22 +46,29 @@ def tiny_bundles(root, algos=tuple(ALGORITHMS), **overrides):
 
 
 @pytest.fixture(scope="module")
-def bundles(tmp_path_factory):
-    made = tiny_bundles(tmp_path_factory.mktemp("a project"))
+def phantom_bundles(converted, tmp_path_factory):
+    """All three, trained for two epochs on the phantom."""
+    work = tmp_path_factory.mktemp("a project") / "work dir"
+    datastats = analyze(converted.datalist, work).datastats
+    options = GenerateOptions(algos=list(ALGORITHMS), num_fold=2, num_epochs=2, overrides=SMALL)
+    made = generate(converted.datalist, datastats, work, options, folds=[0]).bundles
     return {b.algo: (b, train(read_bundle_config(b.folder), b.folder)) for b in made}
 
 
 @pytest.mark.parametrize("algo", ALGORITHMS)
-def test_trains_validates_and_predicts(bundles, algo):
-    bundle, result = bundles[algo]
+def test_trains_validates_and_predicts(converted, phantom_bundles, algo):
+    bundle, result = phantom_bundles[algo]
     assert result.epochs == 2
-    assert set(result.dice) == {"mito", "er"}
-    assert all(0 <= d <= 1 for d in result.dice.values())
+    scored = [d for d in result.dice.values() if d is not None]
+    assert scored
+    assert all(0 <= d <= 1 for d in scored)
     assert result.host_bytes > 0
-    datalist = json.loads((bundle.folder.parents[1] / "nifti data" / "datalist.json").read_text())
-    image = bundle.folder.parents[1] / "nifti data" / datalist["testing"][0]["image"]
-    predicted = InferClass(bundle.folder / CONFIG_NAME).infer(image)
-    assert predicted.shape == (2, 44, 40, 36)
+    config = read_bundle_config(bundle.folder)
+    datalist = read_datalist(converted.datalist)
+    entry = datalist.training[0]
+    predicted = InferClass(bundle.folder / CONFIG_NAME).infer(datalist.path(entry.image))
+    size = read_grid(datalist.path(entry.image)).shape_vox[::-1]
+    assert predicted.shape == (len(config.classes), *size)
     assert 0 <= float(predicted.min()) < float(predicted.max()) <= 1
 
 
