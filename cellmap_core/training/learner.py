@@ -247,7 +247,9 @@ class Learner:
         """Take up a state."""
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        # A checkpoint of a device that computes without a scaler has no state of one.
+        if state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.micro_batch = min(self.micro_batch, state["micro_batch"])

@@ -63,6 +63,9 @@ def searched(
         found = learner.decoded(config.digest)
         if team.leads:
             write_architecture(folder, found)
+            # The whole space's checkpoints are several times those of what was found in it.
+            for checkpoint in (folder / SEARCH_FOLDER).glob("*.pt"):
+                checkpoint.unlink()
     return config.model_copy(update={"architecture": found})
 
 
