@@ -23,7 +23,7 @@ CASES, EDGE, PATCHES = 8, 200, 200
 PEER_PATCHES = 16
 GIANT_EDGE, TILE_EDGE = 800, 200
 REAL_EM = ROOT.parent / "shared" / "data" / "real_em"
-REAL_STEPS, REAL_SEEDS = 150, (0, 1, 2)
+REAL_STEPS, REAL_SEEDS = 500, (0, 1)
 
 
 def main() -> None:
