@@ -171,7 +171,12 @@ def read_volume(path: Path) -> NDArray[Any]:
             volume[start : start + len(slab)] = slab
             start += len(slab)
         return volume
-    return np.memmap(path, dtype=voxels.stored, mode="r", offset=voxels.offset, shape=shape)
+    try:
+        return np.memmap(path, dtype=voxels.stored, mode="r", offset=voxels.offset, shape=shape)
+    except ValueError as error:
+        raise NiftiError(
+            f"{path} ends too early ({error})", f"voxels of shape {shape}", "convert the crop again"
+        ) from error
 
 
 def _header(grid: Grid, dtype: np.dtype[Any]) -> Any:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections import deque
+from typing import Any
 
-from prefect import allow_failure
+from prefect.futures import PrefectFuture, as_completed
 
 from cellmap_core.machine import cores, gpus
 from cellmap_core.models import BundleRef, Failure, StageResult, TrainResult
@@ -33,25 +35,39 @@ def train_all(
 ) -> tuple[tuple[TrainResult, ...], tuple[Failure, ...]]:
     """Train side by side in as many slots as there are GPUs, or cores where there is none.
 
-    A training waits for the one before it in its slot, whether that succeeded or not.
+    The next one begins as soon as a slot is free, however the one before it has ended.
     """
     devices = _shares(gpus(), gpus_per_training)
     slots = min(len(bundles), len(devices) or cores())
     threads = max(1, cores() // slots)
-    futures = []
-    for number, bundle in enumerate(bundles):
-        mine = devices[number % slots] if devices else ()
-        before = [allow_failure(futures[number - slots])] if number >= slots else None
-        futures.append(train_fold.submit(bundle, threads, mine, wait_for=before))
-    results, failures = [], []
-    for bundle, future in zip(bundles, futures, strict=True):
-        # .result(), not .wait(): only it tells of a worker lost with its task.
+    free = [devices[n] if devices else () for n in range(slots)]
+    waiting, running = deque(bundles), {}
+    outcomes: dict[str, TrainResult | Failure] = {}
+    while waiting or running:
+        while waiting and free:
+            bundle, mine = waiting.popleft(), free.pop()
+            running[train_fold.submit(bundle, threads, mine)] = bundle, mine
+        ended = next(as_completed(list(running)))
+        bundle, mine = running.pop(ended)
+        free.append(mine)
+        outcomes[bundle.name] = _outcome(bundle, ended)
+    # Told in the order asked for, not in that of their ends.
+    told = [outcomes[bundle.name] for bundle in bundles]
+    return (
+        tuple(o for o in told if isinstance(o, TrainResult)),
+        tuple(o for o in told if isinstance(o, Failure)),
+    )
+
+
+def _outcome(bundle: BundleRef, future: PrefectFuture[Any]) -> TrainResult | Failure:
+    """What came of a training; one that was lost with its worker is a failure by name too."""
+    try:
         outcome = future.result(raise_on_failure=False)
-        if isinstance(outcome, TrainResult):
-            results.append(outcome)
-        else:
-            failures.append(Failure(item=bundle.name, reason=str(outcome)))
-    return tuple(results), tuple(failures)
+    except Exception as error:  # noqa: BLE001 - whatever was lost on the way is this one's alone
+        outcome = error
+    if isinstance(outcome, TrainResult):
+        return outcome
+    return Failure(item=bundle.name, reason=str(outcome))
 
 
 def _shares(devices: tuple[str, ...], each: int) -> list[tuple[str, ...]]:

@@ -12,10 +12,9 @@ import yaml
 from monai.apps.auto3dseg.bundle_gen import BundleAlgo
 
 from cellmap_core.datalist import read_datalist
-from cellmap_core.training.config_files import CONFIG_NAME, write_config
+from cellmap_core.training.config_files import CONFIG_NAME, MODEL_FOLDER, write_config
 from cellmap_core.training.history import PROGRESS_NAME
 from cellmap_core.training.launch import command
-from cellmap_core.training.result import MODEL_FOLDER
 from cellmap_core.training.rules import derive
 
 # What BundleGen, AutoRunner and MONAI's own templates agree on; AutoRunner's default.

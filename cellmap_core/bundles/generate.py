@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -17,9 +17,17 @@ from cellmap_core.datalist import Datalist, read_datalist
 from cellmap_core.errors import BundleError, DatalistError, StatisticsError
 from cellmap_core.models import BundleRef, GenerateResult
 from cellmap_core.options import GenerateOptions
-from cellmap_core.provenance import file_digest, key_of, read_receipt, write_receipt, write_text
-from cellmap_core.training.facts import memory_there
-from cellmap_core.training.result import GENERATED_NAME, MODEL_FOLDER
+from cellmap_core.provenance import (
+    Receipt,
+    file_digest,
+    key_of,
+    read_receipt,
+    write_receipt,
+    write_text,
+)
+from cellmap_core.training.config_files import MODEL_FOLDER
+from cellmap_core.training.facts import Memory, memory_there
+from cellmap_core.training.result import GENERATED_NAME
 from cellmap_core.training.rules import derive
 
 logger = logging.getLogger(__name__)
@@ -75,23 +83,31 @@ def generate(
     ]
     # Cases to predict do not make a model: a new one must not cost days of training.
     document = cases.model_copy(update={"testing": (), "notes": ()}).to_json()
-    inputs = [options.num_epochs, overrides, document, file_digest(datastats)]
-    memory = memory_there(options.gpu_memory_gb)
+    inputs = [document, file_digest(datastats)]
+    here = memory_there(options.gpu_memory_gb)
+
+    def memory_of(bundle: BundleRef) -> Memory:
+        """What a bundle was made for: a look from a login node must not make it stale."""
+        before = _made_for(bundle) if options.gpu_memory_gb is None else None
+        return before or here
+
     templates = options.templates or OWN_TEMPLATES
     extra = {"num_epochs": options.num_epochs, "overrides": overrides}
 
     def key(bundle: BundleRef) -> str:
-        """Of the values that come out: more memory alone makes no bundle stale."""
+        """Of the values that come out: neither more memory nor another's override matter."""
         if not is_ours(templates / bundle.algo):
-            return _key(bundle, inputs, templates)
-        config = derive(datastats, cases, _identity(bundle, datalist, options), overrides, memory)
+            return _key(bundle, [*inputs, options.num_epochs, overrides], templates)
+        config = derive(
+            datastats, cases, _identity(bundle, datalist, options), overrides, memory_of(bundle)
+        )
         return _key(bundle, [*inputs, config.digest], templates)
 
     keys = {bundle.name: key(bundle) for bundle in bundles}
     stale = [b for b in bundles if not _is_current(b, keys[b.name])]
     _write_source(work_dir, datalist)
     if stale:
-        _export(stale, keys, work_dir, datastats, templates, {**extra, "memory": memory})
+        _export(stale, keys, work_dir, datastats, templates, extra, memory_of)
     return GenerateResult(
         done=len(stale), current=len(bundles) - len(stale), bundles=tuple(bundles)
     )
@@ -142,6 +158,15 @@ def _is_current(bundle: BundleRef, key: str) -> bool:
     return False
 
 
+def _made_for(bundle: BundleRef) -> Memory | None:
+    """The memory that a bundle's values were derived for, where it was generated before."""
+    try:
+        receipt = Receipt.model_validate_json((bundle.folder / GENERATED_NAME).read_bytes())
+        return Memory.model_validate(receipt.result["memory"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
 def _write_source(work_dir: Path, datalist: Path) -> None:
     """Write the description of the data that MONAI's runners read, where it changed."""
     source = {
@@ -165,6 +190,7 @@ def _export(
     datastats: Path,
     templates: Path,
     extra: dict[str, Any],
+    memory_of: Callable[[BundleRef], Memory],
 ) -> None:
     """What BundleGen.generate does, but for these bundles only: it deletes what it finds."""
     from monai.apps.auto3dseg.bundle_gen import BundleGen
@@ -183,18 +209,24 @@ def _export(
             algo = deepcopy(by_name[bundle.algo])
             algo.set_data_stats(maker.get_data_stats())
             algo.set_data_source(maker.get_data_src())
-            algo.export_to_disk(str(work_dir), bundle.name, fold=bundle.fold, **extra)
+            memory = memory_of(bundle)
+            algo.export_to_disk(
+                str(work_dir), bundle.name, fold=bundle.fold, memory=memory, **extra
+            )
             algo_to_json(algo, template_path=algo.template_path)
-            _seal(bundle, keys[bundle.name], extra)
+            _seal(bundle, keys[bundle.name], extra, memory)
 
 
-def _seal(bundle: BundleRef, key: str, extra: dict[str, Any]) -> None:
+def _seal(bundle: BundleRef, key: str, extra: dict[str, Any], memory: Memory) -> None:
     """Write the receipt. MONAI's runners rewrite algo_object.json, so it is not in it."""
     configs = sorted(p for p in (bundle.folder / "configs").glob("*") if p.is_file())
     if not configs:
         raise BundleError(f"{bundle.folder} has no configs", "a template that writes them")
     # Others' templates take these when they train, ours have them in their configuration.
-    asked = {"train_parameters": {"num_epochs": extra["num_epochs"], **extra["overrides"]}}
+    asked = {
+        "train_parameters": {"num_epochs": extra["num_epochs"], **extra["overrides"]},
+        "memory": memory.model_dump(),
+    }
     scripts = sorted((bundle.folder / "scripts").glob("*.py"))
     write_receipt(bundle.folder / GENERATED_NAME, key, [*configs, *scripts], asked)
 

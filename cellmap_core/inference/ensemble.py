@@ -116,6 +116,9 @@ def _predict_once(job: _Job, entry: Entry) -> tuple[CasePrediction, bool]:
     folder = job.work_dir / OUTPUT_NAME
     receipt_path = folder / _RECEIPTS_NAME / f"{entry.stem}.json"
     files = [entry.image, entry.label] if entry.label else [entry.image]
+    for path in map(job.cases.path, files):
+        if not path.is_file():
+            raise EnsembleError(f"no file {path}", "the file that the datalist names")
     key = key_of(
         "ensemble",
         [file_digest(job.cases.path(f)) for f in files],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from cellmap_core.grid import Triple
 from cellmap_core.models import Frozen
 from cellmap_core.provenance import key_of
 
 Positive = Annotated[int, Field(ge=1)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+_AboveZero = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 #: ``sigmoid``: each class for itself, overlaps welcome; ``softmax``: one class a voxel at most.
 Activation = Literal["sigmoid", "softmax"]
@@ -22,10 +24,18 @@ Activation = Literal["sigmoid", "softmax"]
 class Normalisation(Frozen):
     """Intensities: clip to the range of the data, then subtract the mean, divide by stdev."""
 
-    clip_low: float
-    clip_high: float
-    mean: float
-    stdev: Annotated[float, Field(gt=0)]
+    clip_low: Finite
+    clip_high: Finite
+    mean: Finite
+    stdev: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+    @model_validator(mode="after")
+    def _has_a_range(self) -> Normalisation:
+        if self.clip_low >= self.clip_high:
+            raise ValueError(
+                f"clip_low {self.clip_low} and clip_high {self.clip_high}; expected a range"
+            )
+        return self
 
     def apply(self, image: NDArray[Any]) -> NDArray[np.float32]:
         """Normalise an array of any type and shape to float32."""
@@ -97,22 +107,22 @@ class TrainConfig(Frozen):
     datalist: Path
     ckpt_path: Path
     classes: Annotated[tuple[str, ...], Field(min_length=1)]
-    voxel_nm: Triple
+    voxel_nm: tuple[_AboveZero, _AboveZero, _AboveZero]
     patch_size_vox: tuple[Positive, Positive, Positive]
     batch_size: Positive
     micro_batch: Positive
     num_epochs: Positive
     num_steps_per_epoch: Positive
     validate_every: Positive
-    learning_rate: Annotated[float, Field(gt=0)]
+    learning_rate: _AboveZero
     warmup_steps: Annotated[int, Field(ge=0)]
     weight_decay: Annotated[float, Field(ge=0)] = 1e-5
-    gradient_clip: Annotated[float, Field(gt=0)] = 12.0
+    gradient_clip: _AboveZero = 12.0
     ema_decay: Annotated[float, Field(ge=0, lt=1)]
     early_stop_epochs: Annotated[int, Field(ge=0)]
     activation: Activation
     class_weighting: Literal["equal", "rare"]
-    class_weights: tuple[Annotated[float, Field(gt=0)], ...]
+    class_weights: tuple[_AboveZero, ...]
     normalisation: Normalisation
     augment: bool = True
     overlap: Annotated[float, Field(ge=0, lt=1)] = 0.25
@@ -120,7 +130,7 @@ class TrainConfig(Frozen):
     precision: Precision = "auto"
     compile: bool = False
     cache: Literal["mapped", "memory"]
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
     rules: dict[str, Rule] = {}
 
     @model_validator(mode="after")
@@ -129,6 +139,11 @@ class TrainConfig(Frozen):
             raise ValueError(
                 f"patch_size_vox {self.patch_size_vox} with {self.algo}; expected sizes divisible "
                 f"by {self.divisor}"
+            )
+        if self.divisor > 1 and math.prod(n // self.divisor for n in self.patch_size_vox) < 2:
+            raise ValueError(
+                f"patch_size_vox {self.patch_size_vox} with {self.algo}: one voxel is left at the "
+                f"lowest level; expected an edge of {2 * self.divisor} at least"
             )
         if self.batch_size % self.micro_batch:
             raise ValueError(
@@ -177,6 +192,7 @@ _WITHOUT_EFFECT = {
     "micro_batch",
     "sw_batch_size",
     "compile",
+    "use_checkpoint",
     "cache",
     "architecture",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +15,8 @@ from cellmap_core.provenance import write_text
 from cellmap_core.training.algorithms import ALGORITHMS, algorithm
 from cellmap_core.training.config import TrainConfig
 
+#: Where a bundle keeps its model.
+MODEL_FOLDER = "model"
 #: Where a bundle keeps its configuration.
 CONFIG_NAME = "configs/hyper_parameters.yaml"
 
@@ -94,14 +97,14 @@ def make_config(values: Mapping[str, Any]) -> TrainConfig:
         where = ".".join(str(part) for part in first["loc"]) or "hyper_parameters"
         found = f"{where} = {first['input']!r}" if first["loc"] else "hyper_parameters"
         message = first["msg"].removeprefix("Value error, ")
-        raise OptionError(
-            f"{found}: {message}", "", f"set it right in the overrides ({where})"
-        ) from error
+        raise OptionError(f"{found}: {message}", "", "set it right in the overrides") from error
 
 
 def write_config(path: Path, config: TrainConfig) -> None:
     """Write ``hyper_parameters.yaml``, whole or not at all; the reasons come last."""
     values = config.model_dump(mode="json", exclude={"architecture"})
+    # Relative to the bundle, so that a folder with data and bundles can be moved or copied.
+    values["datalist"] = os.path.relpath(config.datalist, path.parent.parent)
     values["rules"] = values.pop("rules")
     write_text(path, yaml.safe_dump(values, sort_keys=False, width=100))
 
@@ -125,9 +128,18 @@ def read_config(paths: Sequence[Path], overrides: Mapping[str, Any] | None = Non
         if not isinstance(document, dict):
             raise BundleError(f"{path} holds no mapping", "name: value lines", "generate it again")
         values |= document
+    if paths:
+        _place(values, paths[0].resolve().parents[1])
     algo = str(values.get("algo"))
     given = check_overrides(overrides or {}, [algorithm(algo).name])
     return make_config(values | overrides_for(algo, given))
+
+
+def _place(values: dict[str, Any], bundle: Path) -> None:
+    """Paths as they are now: relative ones begin at the bundle, and the model is in it."""
+    if isinstance(values.get("datalist"), str):
+        values["datalist"] = Path(os.path.normpath(bundle / values["datalist"]))
+    values["ckpt_path"] = bundle / MODEL_FOLDER
 
 
 def read_bundle_config(folder: Path) -> TrainConfig:

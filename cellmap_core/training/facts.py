@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -120,6 +121,12 @@ def facts_of(summary: Mapping[str, Any], training_cases: int, **more: Any) -> Fa
             "Auto3DSeg's stats_summary with image_stats shape, spacing and intensity",
             "run the analysis again",
         ) from error
+    if not all(0 < n < math.inf for n in (*shape, *spacing)):
+        raise StatisticsError(
+            f"stats_summary has shape {shape} and spacing {spacing}",
+            "sizes above zero",
+            "look at the images' headers, and run the analysis again",
+        )
     needed = {"min", "max", "mean", "stdev", "percentile_00_5", "percentile_99_5"}
     if missing := sorted(needed - set(intensity)):
         raise StatisticsError(f"stats_summary lacks intensity {', '.join(missing)}", "all of OPS")

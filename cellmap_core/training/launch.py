@@ -14,9 +14,9 @@ from typing import Any
 from cellmap_core.bundles.names import is_ours
 from cellmap_core.errors import BundleError, TrainingError, TrainingInterrupted
 from cellmap_core.models import BundleRef, TrainResult
-from cellmap_core.training.config_files import CONFIG_NAME
+from cellmap_core.training.config_files import CONFIG_NAME, MODEL_FOLDER
 from cellmap_core.training.history import read_records
-from cellmap_core.training.result import MODEL_FOLDER, read_result
+from cellmap_core.training.result import read_result
 
 __all__ = ["command", "read_epochs", "read_result", "train_bundle"]
 
@@ -200,5 +200,6 @@ def _check_end(bundle: BundleRef, code: int, last: list[str]) -> None:
             "start it again, it goes on from its checkpoint",
         )
     own = [line.removeprefix(ERROR_MARK) for line in last if line.startswith(ERROR_MARK)]
-    log = own[-1] if own else "\n".join(["its log ends with:", *last])
+    # Processes of one training may each say their part of it.
+    log = "; ".join(dict.fromkeys(own)) if own else "\n".join(["its log ends with:", *last])
     raise TrainingError(f"training {bundle.name} failed (exit code {code}): {log}")

@@ -42,6 +42,9 @@ class Learner:
         Patches at once (default: the configuration's).
     """
 
+    #: Whether its epochs are validated and the best one is kept.
+    validated = True
+
     def __init__(
         self,
         config: TrainConfig,
@@ -165,7 +168,8 @@ class Learner:
     def _gradients(self, batch: Batch) -> float | None:
         """Gradients of the batch, in micro-batches; halved where they do not fit."""
         while True:
-            self.optimizer.zero_grad(set_to_none=True)
+            # Of all weights: some are no optimizer's of this step's.
+            self.network.zero_grad(set_to_none=True)
             try:
                 return self._accumulate(batch)
             except (torch.OutOfMemoryError, RuntimeError) as error:
@@ -175,7 +179,7 @@ class Learner:
 
     def _shrink(self, message: str) -> None:
         """Halve the micro-batch; alone one process can go on with it at once."""
-        self.optimizer.zero_grad(set_to_none=True)
+        self.network.zero_grad(set_to_none=True)
         if self.team.device.type == "cuda":
             torch.cuda.empty_cache()
         config = self.config
@@ -242,6 +246,13 @@ class Learner:
             "average": None if self.average is None else self.average.state_dict(),
             "micro_batch": self.micro_batch,
         }
+
+    def fits(self, state: dict[str, Any]) -> bool:
+        """Whether a state is of a network like this one's."""
+        own, other = self.network.state_dict(), state.get("network", {})
+        return own.keys() == other.keys() and all(
+            value.shape == other[name].shape for name, value in own.items()
+        )
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take up a state."""

@@ -276,4 +276,4 @@ def _softmax_level(logits: torch.Tensor, level: Level) -> torch.Tensor:
 
 def _detached(logits: torch.Tensor, mask: torch.Tensor, told: torch.Tensor) -> torch.Tensor:
     """Logits as constants where their class is unknown, and 0 where nothing is known."""
-    return torch.where(mask, logits, torch.where(told, logits.detach(), 0.0))
+    return torch.where(mask, logits, torch.where(told, torch.nan_to_num(logits.detach()), 0.0))

@@ -203,7 +203,10 @@ class PatchSampler:
         self._planes = planes(config.patch_size_vox, config.voxel_nm)
         self._sections = section_axes(config.voxel_nm)
         self._presence: list[Presence] = [presence_of(case, self._padding) for case in cases]
-        bytes_only = all(case.image.dtype == np.uint8 for case in cases)
+        # Padding is of the mean, which is beyond 8 bits where other cases have 16.
+        bytes_only = 0 <= config.normalisation.mean <= 255 and all(
+            case.image.dtype == np.uint8 for case in cases
+        )
         self._image_dtype = np.dtype(np.uint8 if bytes_only else np.float32)
         self._label_dtype = np.dtype(np.uint8 if self._padding < 256 else np.int32)
         # (cases, classes): voxels a class can be learnt from.

@@ -17,9 +17,8 @@ from cellmap_core.provenance import (
     write_receipt,
 )
 from cellmap_core.training.config import TrainConfig
-from cellmap_core.training.config_files import read_bundle_config
+from cellmap_core.training.config_files import MODEL_FOLDER, read_bundle_config
 
-MODEL_FOLDER = "model"
 BEST_NAME = "best.pt"
 LAST_NAME = "last.pt"
 #: The checkpoint before the last.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +16,8 @@ from cellmap_core.training.algorithms.algorithm import Algorithm, Made, Maker
 from cellmap_core.training.config import Rule, TrainConfig
 from cellmap_core.training.config_files import check_overrides, make_config, overrides_for
 from cellmap_core.training.facts import Facts, Memory, facts_of, memory_there, read_facts
+
+logger = logging.getLogger(__name__)
 
 # 96 voxels at 8 nm are 0.77 µm: a whole mitochondrion's width.
 _PATCH_EDGE_VOX = 96
@@ -79,7 +82,20 @@ def derive(
         if name not in given:
             values[name], reason, inputs = make(facts, values)
             rules[name] = Rule(reason=reason, inputs=inputs)
-    return make_config({**values, "rules": rules})
+    config = make_config({**values, "rules": rules})
+    _warn_of_memory(algo, facts.memory, config)
+    return config
+
+
+def _warn_of_memory(algo: Algorithm, memory: Memory, config: TrainConfig) -> None:
+    needed = training_bytes(algo, memory, config.model_dump())
+    if needed > _usable(memory):
+        logger.warning(
+            "%s_%d: one patch of %s voxels takes some %.0f GiB by estimate, of %.0f GiB of %s "
+            "memory; set a smaller patch_size_vox or a narrower network in the overrides",
+            config.algo, config.fold, " × ".join(map(str, config.patch_size_vox)),
+            needed / _GIB, memory.size_bytes / _GIB, memory.kind,
+        )  # fmt: skip
 
 
 def propose(summary: Mapping[str, Any], training_cases: int) -> dict[str, tuple[Any, str]]:
@@ -196,12 +212,14 @@ def _patch(algo: Algorithm, facts: Facts, values: Mapping[str, Any]) -> Made:
             longest = sizes.index(max(sizes))
         sizes[longest] -= multiple
         cut = True
+    said = "; cut down until a patch fits into the memory" if cut else ""
+    if too_large():
+        said = "; cut down, but even this does not fit into the memory by estimate"
     patch: Shape = (sizes[0], sizes[1], sizes[2])
     return (
         patch,
         f"{_PATCH_EDGE_VOX} voxels of the finest axis and the same length in nm on the others, "
-        f"not beyond the median case, in multiples of {multiple}, at least {least}"
-        + ("; cut down until a patch fits into the memory" if cut else ""),
+        f"not beyond the median case, in multiples of {multiple}, at least {least}" + said,
         {
             "shape_median_vox": facts.shape_vox,
             "spacing_median_nm": facts.voxel_nm,
@@ -266,7 +284,7 @@ def _validate_every(facts: Facts, values: Mapping[str, Any]) -> Made:
     every = max(1, math.ceil(windows / (3 * seen * _VALIDATION_PART)))
     return (
         min(every, max(1, values["num_epochs"] // 4)),
-        "validation takes about a quarter of the time at most, and comes four times at least",
+        "validation takes about a quarter of the time at most, but comes four times at least",
         {"validation_cases": facts.validation_cases, "shape_median_vox": facts.shape_vox},
     )
 
@@ -293,9 +311,9 @@ def _early_stop(_: Facts, values: Mapping[str, Any]) -> Made:
     epochs = values["num_epochs"]
     every = values["validate_every"]
     return (
-        max(20 * every, epochs // 2),
-        "half of the epochs without a better mean Dice; by then the learning rate has fallen so "
-        "far that none will come",
+        max(5 * every, epochs // 2),
+        "half of the epochs, and five validations, without a better mean Dice; by then the "
+        "learning rate has fallen so far that none will come",
         {"num_epochs": epochs, "validate_every": every},
     )
 

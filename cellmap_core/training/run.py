@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from cellmap_core.errors import CheckpointError, TrainingError
+from cellmap_core.errors import BusyError, CheckpointError, TrainingError
 from cellmap_core.models import BundleRef, TrainResult
+from cellmap_core.provenance import held, sweep
 from cellmap_core.training import history
 from cellmap_core.training.algorithms import build_network
 from cellmap_core.training.algorithms.dints import DintsConfig
 from cellmap_core.training.config import TrainConfig
+from cellmap_core.training.config_files import MODEL_FOLDER
 from cellmap_core.training.data import open_fold
 from cellmap_core.training.learner import Learner
-from cellmap_core.training.result import BEST_NAME, MODEL_FOLDER, write_result
+from cellmap_core.training.result import BEST_NAME, write_result
 from cellmap_core.training.search import searched
 from cellmap_core.training.team import Team, alone
 from cellmap_core.training.trainer import Trainer
 from cellmap_core.training.volumes import CACHE_NAME
+
+_WAIT_SECONDS = 60.0
 
 
 def train(
@@ -52,9 +58,38 @@ def train(
     CheckpointError
         The last checkpoint belongs to another configuration.
     """
-    trainer = make_trainer(config, bundle, stop, team or alone())
-    trainer.run()
-    return _finish(trainer, bundle)
+    together = team or alone()
+    with held_for(bundle / MODEL_FOLDER, together):
+        trainer = make_trainer(config, bundle, stop, together)
+        trainer.run()
+        return _finish(trainer, bundle)
+
+
+@contextmanager
+def held_for(folder: Path, team: Team) -> Iterator[None]:
+    """Hold a model folder for one training.
+
+    A training that was lost with its worker ends within a step, so its successor waits a while.
+
+    Raises
+    ------
+    BusyError
+        Another training still writes there.
+    """
+    if not team.leads:
+        yield
+        return
+    with ExitStack() as stack:
+        deadline = time.monotonic() + _WAIT_SECONDS
+        while True:
+            try:
+                stack.enter_context(held(folder))
+                break
+            except BusyError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.5)
+        yield
 
 
 def make_trainer(
@@ -71,7 +106,10 @@ def make_trainer(
     # One process decompresses volumes and looks at their labels; the others find that done.
     if not team.leads:
         team.wait()
-    data = open_fold(config, bundle.parent / CACHE_NAME)
+    cache = bundle.parent / CACHE_NAME
+    if team.leads:
+        sweep(cache)
+    data = open_fold(config, cache)
     if team.leads:
         team.wait()
     _seed_everything(config.seed)

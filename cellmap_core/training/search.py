@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from cellmap_core.errors import CheckpointError
 from cellmap_core.training.algorithms.dints import (
     Architecture,
     DintsConfig,
@@ -21,9 +22,11 @@ from cellmap_core.training.algorithms.dints import (
     read_architecture,
     write_architecture,
 )
+from cellmap_core.training.checkpoint import load_model
 from cellmap_core.training.data import FoldData
 from cellmap_core.training.learner import Learner
 from cellmap_core.training.patches import SEARCH_STREAM, Batch
+from cellmap_core.training.result import BEST_NAME
 from cellmap_core.training.team import Team
 from cellmap_core.training.trainer import Trainer
 
@@ -55,11 +58,11 @@ def searched(
     team : Team
         The processes.
     """
-    found = read_architecture(folder, config)
+    found = read_architecture(folder, config) or _of_best(folder, config)
     if found is None:
         logger.info("%s_%d searches an architecture first", config.algo, config.fold)
         learner = SearchLearner(_search_config(config), data, team)
-        Trainer(learner, data, folder / SEARCH_FOLDER, stop).run()
+        Trainer(learner, data, folder / SEARCH_FOLDER, stop, " search").run()
         found = learner.decoded(config.digest)
         if team.leads:
             write_architecture(folder, found)
@@ -67,6 +70,15 @@ def searched(
             for checkpoint in (folder / SEARCH_FOLDER).glob("*.pt"):
                 checkpoint.unlink()
     return config.model_copy(update={"architecture": found})
+
+
+def _of_best(folder: Path, config: DintsConfig) -> Architecture | None:
+    """What the best model was built from, where ``architecture.json`` is lost."""
+    try:
+        kept = load_model(folder / BEST_NAME, config.digest).architecture
+    except CheckpointError:
+        return None
+    return None if kept is None else Architecture.model_validate(kept)
 
 
 def _search_config(config: DintsConfig) -> DintsConfig:
@@ -99,6 +111,8 @@ class SearchLearner(Learner):
     """
 
     config: DintsConfig
+    #: Nobody predicts with the whole space.
+    validated = False
 
     def __init__(self, config: DintsConfig, data: FoldData, team: Team) -> None:
         super().__init__(config, build_space(config), data.look_up, team)
@@ -150,8 +164,7 @@ class SearchLearner(Learner):
         self._preference(part).backward()
         if all(bool(torch.isfinite(w.grad).all()) for w in chosen if w.grad is not None):
             self._chooser.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self._chooser.zero_grad(set_to_none=True)
+        self.network.zero_grad(set_to_none=True)
 
     def _preference(self, part: float) -> torch.Tensor:
         """Entropy of cells and topology, and memory beyond the budget."""

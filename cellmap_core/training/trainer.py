@@ -11,8 +11,9 @@ from pathlib import Path
 
 import torch
 
-from cellmap_core.errors import CheckpointError, TrainingInterrupted
+from cellmap_core.errors import TrainingInterrupted
 from cellmap_core.machine import peak_memory_bytes
+from cellmap_core.provenance import sweep
 from cellmap_core.training import checkpoint, history
 from cellmap_core.training.data import FoldData
 from cellmap_core.training.learner import Learner
@@ -54,14 +55,21 @@ class Trainer:
         For checkpoints and reports.
     stop : callable
         Asked after each step; when it says True the training saves and ends.
+    what : str
+        Added to the bundle's name in the log.
     """
 
     def __init__(
-        self, learner: Learner, data: FoldData, folder: Path, stop: Callable[[], bool]
+        self,
+        learner: Learner,
+        data: FoldData,
+        folder: Path,
+        stop: Callable[[], bool],
+        what: str = "",
     ) -> None:
         self.learner, self.data, self.folder = learner, data, folder
         self.config, self._team = learner.config, learner.team
-        self.name = f"{self.config.algo}_{self.config.fold}"
+        self.name = f"{self.config.algo}_{self.config.fold}{what}"
         self._stop = stop
         self._epoch, self._step = 0, 0
         self._now = _Epoch.fresh()
@@ -80,6 +88,8 @@ class Trainer:
         CheckpointError
             The last checkpoint belongs to another configuration.
         """
+        if self._team.leads:
+            sweep(self.folder)
         self._resume()
         self._trackers = (
             open_trackers(self.folder, self.config, self._epoch) if self._team.leads else []
@@ -96,6 +106,8 @@ class Trainer:
         """Whether no better epoch has come for so long that none will."""
         patience = self.config.early_stop_epochs
         if not patience or self.best is None or self._epoch - self.best["epoch"] < patience:
+            return False
+        if not any(r["dice"] for r in self.records if r["epoch"] > self.best["epoch"]):
             return False
         logger.info(
             "%s ends at epoch %d: no better one than epoch %d for %d epochs",
@@ -171,7 +183,8 @@ class Trainer:
         """What the epoch has come to, with its scores if it is one to validate."""
         config, epoch, now = self.config, self._epoch + 1, self._now
         scores: history.Record = {"dice": {}, "mean_dice": None, "trivial_dice": {}}
-        if epoch % config.validate_every == 0 or epoch == config.num_epochs:
+        due = epoch % config.validate_every == 0 or epoch == config.num_epochs
+        if due and self.learner.validated:
             scores = self._scores()
         return {
             "event": "epoch",
@@ -243,7 +256,7 @@ class Trainer:
             if path.is_file():
                 try:
                     state = checkpoint.load_snapshot(path, self.config.digest)
-                    self._check_best(state)
+                    self._check_network(state, path)
                 except checkpoint.DamagedError as error:
                     logger.warning("%s; an older checkpoint is tried", error)
                 else:
@@ -256,13 +269,22 @@ class Trainer:
         if self._team.leads:
             history.rewrite(self.folder, self.records)
 
-    def _check_best(self, state: checkpoint.Snapshot) -> None:
-        """Whether the best model that the snapshot speaks of is there and whole."""
-        if state.best is not None:
-            try:
-                checkpoint.load_model(self.folder / BEST_NAME, self.config.digest)
-            except CheckpointError as error:
-                raise checkpoint.DamagedError(str(error)) from error
+    def _check_network(self, state: checkpoint.Snapshot, path: Path) -> None:
+        if not self.learner.fits(state.learner):
+            raise checkpoint.DamagedError(f"{path} is of another network", "this one's weights")
+
+    def _best_is_lost(self) -> bool:
+        """Whether the best model that the checkpoint speaks of is not there, or not whole."""
+        path = self.folder / BEST_NAME
+        if self.best is None:
+            return False
+        try:
+            if path.is_file():
+                checkpoint.load_model(path, self.config.digest)
+                return False
+        except checkpoint.DamagedError:
+            pass
+        return True
 
     def _restore(self, state: checkpoint.Snapshot) -> None:
         self.learner.restore(state.learner)
@@ -271,3 +293,14 @@ class Trainer:
         self._now = _Epoch(state.loss_sum, state.loss_steps, state.timing)
         self.records, self.best = state.records, state.best
         logger.info("%s goes on from epoch %d, step %d", self.name, state.epoch, state.step)
+        if self._best_is_lost():
+            self._replace_best()
+
+    def _replace_best(self) -> None:
+        """Take what there is for the best model: the average as it is now."""
+        logger.warning(
+            "%s has lost its best model, of epoch %d; the one of epoch %d takes its place",
+            self.name, self.best["epoch"] if self.best else 0, self._epoch,
+        )  # fmt: skip
+        self.best = {**self.records[-1], **self._scores()}
+        self._save_best(self.best)

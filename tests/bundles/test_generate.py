@@ -206,3 +206,21 @@ def test_every_own_template_is_an_algorithm():
     for name in available_algos():
         for script in ("algo", "train", "infer"):
             assert (OWN_TEMPLATES / name / "scripts" / f"{script}.py").is_file()
+
+
+def test_what_does_not_change_the_model_leaves_it_alone(make):
+    for bundle in make().bundles:
+        pretend_training(bundle, 1)
+    changes = {"micro_batch": 1, "sw_batch_size": 2, "cache": "memory", "compile": True}
+    assert make(overrides=changes).up_to_date
+    assert make(overrides={"swinunetr.feature_size": 12}).up_to_date
+
+
+def test_a_look_from_a_machine_with_other_memory_leaves_the_models_alone(make):
+    small = {k: v for k, v in TINY.items() if k not in {"patch_size_vox", "init_filters"}}
+    options = {"algos": ["segresnet"], "gpu_memory_gb": 1.0}
+    settings = GenerateOptions(num_fold=2, num_epochs=2, overrides=small, **options)
+    first = generate(make.datalist, make.stats, make.work_dir, settings)
+    assert first.done == 2
+    again = settings.model_copy(update={"gpu_memory_gb": None})
+    assert generate(make.datalist, make.stats, make.work_dir, again).up_to_date

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
+from tests.tiny_project import make_bundles
 
 
 def script(name, *arguments, cwd, home=None):
@@ -174,3 +175,15 @@ def test_the_help_names_every_option_of_the_request(tmp_path):
         "--work_dir", "--datalist", "--num_fold", "--num_epochs", "--algos",
     ):  # fmt: skip
         assert option in text
+
+
+def test_a_training_that_fails_stops_no_other(tmp_path, monkeypatch):
+    """One slot, the first of two bundles broken: the second is trained all the same."""
+    broken, whole = make_bundles(tmp_path, num_epochs=1)
+    (broken.folder / "scripts" / "train.py").write_text("raise SystemExit('its own trouble')")
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
+    arguments = ("--work_dir", tmp_path / "work dir", "--num_fold", 2)
+    done = script("train", *arguments, cwd=tmp_path, home=tmp_path / "prefect")
+    assert done.returncode == 1
+    assert (whole.folder / "model" / "result.json").is_file()
+    assert "segresnet_0: training segresnet_0 failed" in done.stdout + done.stderr

@@ -13,8 +13,10 @@ from cellmap_core.inference.inferer import InferClass
 from cellmap_core.nifti import read_grid
 from cellmap_core.options import GenerateOptions
 from cellmap_core.training.algorithms import ALGORITHMS, algorithm, build_network
+from cellmap_core.training.algorithms.dints import read_architecture
 from cellmap_core.training.config_files import CONFIG_NAME, read_bundle_config
 from cellmap_core.training.facts import Facts, Memory
+from cellmap_core.training.patches import SEARCH_STREAM
 from cellmap_core.training.rules import _patch, training_bytes
 from cellmap_core.training.run import train
 from tests.tiny_project import make_datastats, make_project
@@ -190,3 +192,38 @@ def test_patch_fits_into_the_memory(algo, gib, voxel_nm):
     least = all(n == chosen.least_edge for n in patch)
     assert least or training_bytes(chosen, facts.memory, values) <= 0.8 * (gib << 30)
     assert ("cut down" in reason) == (max(patch) < 96)
+
+
+def test_a_damaged_architecture_is_taken_from_the_best_model(tmp_path):
+    bundle = tiny_bundles(tmp_path, ["dints"])[0]
+    config = read_bundle_config(bundle.folder)
+    first = train(config, bundle.folder)
+    path = bundle.folder / "model" / "architecture.json"
+    found = json.loads(path.read_text())
+    found["cells"] = found["cells"][:1]
+    path.write_text(json.dumps(found))
+    assert read_architecture(path.parent, config) is None
+    assert train(config, bundle.folder).dice == first.dice
+
+
+def test_the_architecture_learns_from_its_own_patches_alone(tmp_path):
+    """Gradients of the weights' step must not be left on the architecture's parameters."""
+    from cellmap_core.training.data import open_fold
+    from cellmap_core.training.search import SearchLearner, _search_config
+    from cellmap_core.training.team import alone
+
+    bundle = tiny_bundles(tmp_path, ["dints"])[0]
+    config = _search_config(read_bundle_config(bundle.folder))
+    data = open_fold(config, tmp_path / "cache")
+    gradients = []
+    for steps_before in (0, 1):
+        torch.manual_seed(0)
+        learner = SearchLearner(config, data, alone())
+        kept = {k: v.clone() for k, v in learner.network.state_dict().items()}
+        for number in range(steps_before):
+            learner.step(data.sampler.batch(number), 0)
+        learner.network.load_state_dict(kept)
+        learner._gradients(data.sampler.batch(5, stream=SEARCH_STREAM))
+        gradients.append([p.grad.clone() for p in learner._chosen()])
+    for one, other in zip(*gradients, strict=True):
+        assert torch.equal(one, other)

@@ -8,7 +8,8 @@ import torch
 import yaml
 
 from cellmap_core.datalist import read_datalist, write_datalist
-from cellmap_core.errors import CheckpointError, TrainingError, TrainingInterrupted
+from cellmap_core.errors import BusyError, CheckpointError, TrainingError, TrainingInterrupted
+from cellmap_core.provenance import _WRITER, held
 from cellmap_core.training import run
 from cellmap_core.training.config_files import read_bundle_config
 from cellmap_core.training.result import read_result
@@ -217,7 +218,7 @@ def test_class_unannotated_in_training_is_not_trained(bundle, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone"])
-def test_a_damaged_best_model_is_trained_anew(bundle, damage, caplog):
+def test_a_lost_best_model_is_replaced_and_costs_no_training(bundle, damage, caplog):
     whole = train(bundle)
     assert read_result(bundle) is not None
     if damage == "cut":
@@ -225,7 +226,52 @@ def test_a_damaged_best_model_is_trained_anew(bundle, damage, caplog):
     else:
         whole.checkpoint.unlink()
     assert read_result(bundle) is None
-    again = train(bundle)
-    assert "begins anew" in caplog.text
+    again = train(bundle, num_steps_per_epoch=3)
+    assert "has lost its best model, of epoch 2; the one of epoch 2 takes its place" in caplog.text
+    assert "begins anew" not in caplog.text
+    # The last epoch was the best, and so its average is.
     assert again.dice == whole.dice
     assert read_result(bundle) is not None
+
+
+def test_a_best_model_of_another_configuration_is_refused(bundle):
+    train(bundle)
+    path = bundle.folder / "model" / "best.pt"
+    state = torch.load(path, weights_only=True)
+    torch.save({**state, "config_digest": "other"}, path)
+    with pytest.raises(CheckpointError, match=r"best\.pt belongs to another configuration"):
+        train(bundle)
+
+
+def test_a_checkpoint_of_another_network_falls_back_on_the_one_before(bundle, caplog):
+    for _ in range(2):
+        with pytest.raises(TrainingInterrupted):
+            train(bundle, 0)
+    path = bundle.folder / "model" / "last.pt"
+    state = torch.load(path, weights_only=True)
+    state["learner"]["network"].popitem()
+    torch.save(state, path)
+    caplog.set_level("INFO")
+    train(bundle)
+    assert "last.pt is of another network" in caplog.text
+    assert "goes on from epoch 0, step 1" in caplog.text
+
+
+def test_two_trainings_of_one_bundle_are_refused(bundle, monkeypatch):
+    monkeypatch.setattr(run, "_WAIT_SECONDS", 0.1)
+    with held(bundle.folder / "model"), pytest.raises(BusyError, match="another run is writing"):
+        train(bundle)
+    # What a killed writer left goes with the next start.
+    left = bundle.folder / "model" / f".{_WRITER}-999999999.partial.last.pt"
+    left.touch()
+    train(bundle)
+    assert not left.exists()
+
+
+def test_early_stopping_waits_for_a_validation(bundle, monkeypatch):
+    scores = iter([0.9, 0.1, 0.1, 0.1])
+    monkeypatch.setattr("cellmap_core.training.trainer.mean_dice", lambda *_: next(scores))
+    result = train(
+        bundle, num_epochs=20, validate_every=3, early_stop_epochs=1, num_steps_per_epoch=1
+    )
+    assert (result.best_epoch, result.epochs) == (3, 6)

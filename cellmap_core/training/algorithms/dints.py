@@ -31,6 +31,8 @@ ARCHITECTURE_NAME = "architecture.json"
 # MONAI's space has 32 channels at its finest level, times channel_mul.
 _WIDTH, _RATE, _ARCH_RATE = 32, 2e-4, 1e-3
 _BLOCKS, _DEPTHS = 12, 4
+# Of a cell in three dimensions.
+_OPERATIONS = 5
 
 
 class Architecture(Frozen):
@@ -74,11 +76,11 @@ class DintsConfig(TrainConfig):
     """
 
     algo: Literal["dints"]
-    channel_mul: Annotated[float, Field(gt=0, le=2)]
+    channel_mul: Annotated[float, Field(ge=0.125, le=2)]
     num_blocks: Annotated[int, Field(ge=2, le=24)]
     num_depths: Annotated[int, Field(ge=2, le=4)]
     search_epochs: Positive
-    search_learning_rate: Annotated[float, Field(gt=0)] = _ARCH_RATE
+    search_learning_rate: Annotated[float, Field(gt=0, le=1)] = _ARCH_RATE
     memory_budget: Annotated[float, Field(gt=0, le=1)] = 0.5
     architecture: Architecture | None = None
 
@@ -99,7 +101,20 @@ def read_architecture(folder: Path, config: TrainConfig) -> Architecture | None:
         found = Architecture.model_validate(json.loads((folder / ARCHITECTURE_NAME).read_bytes()))
     except (OSError, ValueError, ValidationError):
         return None
-    return found if found.config_digest == config.digest else None
+    return found if found.config_digest == config.digest and _whole(found, config) else None
+
+
+def _whole(found: Architecture, config: TrainConfig) -> bool:
+    """Whether all rows are there and hold what they may."""
+    assert isinstance(config, DintsConfig)
+    blocks, depths = config.num_blocks, config.num_depths
+    paths = 3 * depths - 2
+    parts = ((found.nodes, blocks + 1, depths, 1), (found.paths, blocks, paths, 1))
+    return all(
+        len(part) == rows
+        and all(len(r) == columns and set(r) <= set(range(most + 1)) for r in part)
+        for part, rows, columns, most in (*parts, (found.cells, blocks, paths, _OPERATIONS - 1))
+    )
 
 
 def _width(_: Facts, __: Mapping[str, Any]) -> Made:

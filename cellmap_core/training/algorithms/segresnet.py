@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 # Filters of the first level of Auto3DSeg's SegResNet, and the learning rate it has with them.
 _WIDTH, _RATE = 32, 2e-4
 _BOTTLENECK_VOX = 4
+# A patch that no two halvings fit is refused, not made a network that sees nothing around.
+_LEAST_LEVELS = 3
 _BLOCKS_DOWN = (1, 2, 2, 4, 4)
 
 
@@ -55,7 +57,7 @@ def _filters(_: Facts, __: Mapping[str, Any]) -> Made:
 
 def _blocks(_: Facts, values: Mapping[str, Any]) -> Made:
     patch = values["patch_size_vox"]
-    levels = 1
+    levels = _LEAST_LEVELS
     while levels < len(_BLOCKS_DOWN) and all(
         n % 2**levels == 0 and n // 2**levels >= _BOTTLENECK_VOX for n in patch
     ):

@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 
 # Features and learning rate of the published network (Hatamizadeh et al., "Swin UNETR", 2022).
 _WIDTH, _RATE = 48, 1e-4
-_NARROW = 24
-# With the published width a patch of 96³ wants more than this.
-_WIDE_GIB = 20
 
 
 class SwinUnetrConfig(TrainConfig):
@@ -43,13 +40,8 @@ class SwinUnetrConfig(TrainConfig):
         return 32
 
 
-def _features(facts: Facts, _: Mapping[str, Any]) -> Made:
-    gib = facts.memory.size_bytes / (1 << 30)
-    return (
-        _WIDTH if gib >= _WIDE_GIB else _NARROW,
-        f"the published {_WIDTH} where the memory is {_WIDE_GIB} GiB or more, else {_NARROW}",
-        {"memory_gib": gib},
-    )
+def _features(_: Facts, __: Mapping[str, Any]) -> Made:
+    return _WIDTH, "the width of the published network", {}
 
 
 def _checkpoint(facts: Facts, _: Mapping[str, Any]) -> Made:
