@@ -4,6 +4,8 @@
 PYTHON ?= python3
 # More options for pip, such as --extra-index-url for a CUDA build of torch.
 PIP ?=
+# Tests at the same time; each file's tests stay together.
+JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -44,7 +46,7 @@ types: $(STAMP)
 	$(BIN)/python -m mypy
 
 test: lint types
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 # BENCH="speed memory scaling overhead" chooses; all of them take three quarters of an hour and 4 GB of disk.
 bench: $(STAMP)
