@@ -175,7 +175,8 @@ def _used(result: TrainResult) -> str:
 
 
 def _curves(epochs: Sequence[dict[str, Any]]) -> bytes:
-    names = sorted({c for e in epochs for c in e.get("dice") or {}})
+    # Only classes that were scored: a legend of absent curves hides those that are there.
+    names = sorted({c for e in epochs for c, d in (e.get("dice") or {}).items() if d is not None})
     dice = {"mean": [e.get("mean_dice") for e in epochs]}
     dice |= {c: [(e.get("dice") or {}).get(c) for e in epochs] for c in names}
     return curves(
