@@ -28,6 +28,9 @@ def cores(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> int:
         quota, period = text.split()
         if quota != "max":
             limits.append(int(quota) // int(period))
+    quotas = _cgroup1_values("cpu", "cpu.cfs_quota_us", proc, cgroups)
+    periods = _cgroup1_values("cpu", "cpu.cfs_period_us", proc, cgroups)
+    limits += [int(q) // int(p) for q, p in zip(quotas, periods, strict=False) if int(q) > 0]
     if (asked := os.environ.get("SLURM_CPUS_PER_TASK", "")).isdigit():
         limits.append(int(asked))
     return max(1, min(limits))
@@ -38,6 +41,8 @@ def memory_bytes(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> int:
     total = re.search(r"MemTotal:\s+(\d+) kB", (proc / "meminfo").read_text(encoding="ascii"))
     limits = [int(total.group(1)) << 10] if total else []
     limits += [int(t) for t in _cgroup_values("memory.max", proc, cgroups) if t != "max"]
+    # Version 1 has no word for "no limit": its number is beyond any machine's memory.
+    limits += map(int, _cgroup1_values("memory", "memory.limit_in_bytes", proc, cgroups))
     if node := _megabytes("SLURM_MEM_PER_NODE"):
         limits.append(node)
     elif share := _megabytes("SLURM_MEM_PER_CPU"):
@@ -47,15 +52,32 @@ def memory_bytes(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> int:
 
 def _cgroup_values(name: str, proc: Path, cgroups: Path) -> list[str]:
     """A limit of this process's cgroup (version 2) and of all that hold it."""
+    own = next((row[3:] for row in _cgroup_rows(proc) if row.startswith("0::")), "/")
+    return _values_up(cgroups, own, name)
+
+
+def _cgroup1_values(controller: str, name: str, proc: Path, cgroups: Path) -> list[str]:
+    """The same of version 1, where each controller has a tree of its own."""
+    for row in _cgroup_rows(proc):
+        _, names, own = row.split(":", 2)
+        if controller in names.split(","):
+            return _values_up(cgroups / controller, own, name)
+    return []
+
+
+def _cgroup_rows(proc: Path) -> list[str]:
     try:
-        rows = (proc / "self/cgroup").read_text(encoding="ascii").splitlines()
+        return (proc / "self/cgroup").read_text(encoding="ascii").splitlines()
     except OSError:
         return []
-    own = next((row[3:] for row in rows if row.startswith("0::")), "/")
-    folder = cgroups / own.strip("/")
+
+
+def _values_up(tree: Path, own: str, name: str) -> list[str]:
+    """A limit of a cgroup and of all that hold it, up to the root of its tree."""
+    folder = tree / own.strip("/")
     values = []
     for place in (folder, *folder.parents):
-        if place.is_relative_to(cgroups):
+        if place.is_relative_to(tree):
             with contextlib.suppress(OSError):
                 values.append((place / name).read_text(encoding="ascii").strip())
     return values

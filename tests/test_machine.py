@@ -2,7 +2,7 @@
 
 import pytest
 
-from cellmap_core.machine import cores, memory_bytes
+from cellmap_core.machine import cores, gpu_memory_bytes, memory_bytes
 
 
 @pytest.fixture
@@ -45,3 +45,31 @@ def test_no_quota_leaves_less_than_one_core(machine):
     _, cgroups = machine
     (cgroups / "slurm" / "cpu.max").write_text("50000 100000\n")
     assert cores(*machine) == 1
+
+
+def test_limits_of_cgroup_version_1_count_too(machine):
+    proc, cgroups = machine
+    rows = "12:pids:/x\n5:memory:/slurm/job_1\n3:cpu,cpuacct:/slurm/job_1\n"
+    (proc / "self" / "cgroup").write_text(rows)
+    for controller, name, above, own in (
+        ("memory", "memory.limit_in_bytes", 9223372036854771712, 6 << 30),
+        ("cpu", "cpu.cfs_quota_us", -1, 300000),
+        ("cpu", "cpu.cfs_period_us", 100000, 100000),
+    ):
+        job = cgroups / controller / "slurm" / "job_1"
+        job.mkdir(parents=True, exist_ok=True)
+        (job.parent / name).write_text(f"{above}\n")
+        (job / name).write_text(f"{own}\n")
+    assert (cores(*machine), memory_bytes(*machine)) == (3, 6 << 30)
+
+
+def test_memory_of_gpus_is_what_the_driver_says(tmp_path, monkeypatch):
+    """The smallest of those this process may use; a made-up nvidia-smi stands for the driver."""
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text('#!/bin/sh\ncase "$*" in *--id=1,3) echo 81559; echo 46068;; esac\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,3")
+    assert gpu_memory_bytes() == 46068 << 20
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert gpu_memory_bytes() == 0
