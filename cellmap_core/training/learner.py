@@ -81,7 +81,11 @@ class Learner:
             network = DistributedDataParallel(
                 network, find_unused_parameters=not algorithm(self.config.algo).uses_all_weights
             )
-        return torch.compile(network) if self.config.compile else network
+        if self.config.compile:
+            # Where the compiler is missing or fails, it is said, and the network runs as it is.
+            torch._dynamo.config.suppress_errors = True
+            network = torch.compile(network)
+        return network
 
     def _follow(self, averages: Any, weights: Any, steps: Any) -> None:
         """Move the average; over few steps while there have been few."""
