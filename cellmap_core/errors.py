@@ -128,6 +128,24 @@ class IncompleteError(CellmapError):
     """A stage did what it could; the listed items failed."""
 
 
+class ProfileError(UsageError):
+    """A site profile is unreadable, or asks for what the cluster does not have."""
+
+
+class PlanError(UsageError):
+    """A run would not fit into the limits of the site."""
+
+
+class SchedulerUnavailable(CellmapError):
+    """The cluster's controller did not answer; that says nothing of the jobs."""
+
+    may_pass = True
+
+
+class SubmissionRefused(CellmapError):
+    """The cluster does not take a job, or a command about one, as it is."""
+
+
 class ServiceError(CellmapError):
     """The local service (server, work pool, worker) did not come up or did not answer."""
 

@@ -1,0 +1,173 @@
+"""Site profiles: what each stage's jobs ask of one cluster, in one YAML file.
+
+A profile is checked twice before anything is submitted: its names and values when it is read,
+and against the partitions, nodes and limits of the cluster itself.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
+
+from cellmap_core.classes import suggest
+from cellmap_core.cluster.jobs import Mail, Name, Resources
+from cellmap_core.errors import ProfileError
+from cellmap_core.models import Frozen
+
+#: Names the profile of the site, a YAML file, for flows and workers.
+SITE_VARIABLE = "AUTO3DSEG_SITE"
+
+Stage = Literal["flow", "convert", "analyze", "train", "ensemble"]
+#: What runs in jobs of its own; ``flow`` is the run itself, which starts the others.
+STAGES: tuple[Stage, ...] = get_args(Stage)
+
+
+def _expanded(value: Any) -> Any:
+    """A path with ``~`` and variables of the user's environment in it."""
+    if not isinstance(value, str):
+        return value
+    path = os.path.expanduser(os.path.expandvars(value))  # noqa: PTH111 - a Path would drop "~x"
+    if missing := re.search(r"\$\{?\w+\}?", path):
+        raise ValueError(f"the variable {missing.group()} is not set here")
+    return path
+
+
+Place = Annotated[Path, BeforeValidator(_expanded)]
+
+
+class Stages(Frozen):
+    """What a job of each stage asks for."""
+
+    flow: Resources = Resources(cores=2, memory_gb=6, hours=24)
+    convert: Resources = Resources(jobs=4, cores=4, memory_gb=8, hours=12)
+    analyze: Resources = Resources(jobs=4, cores=4, memory_gb=8, hours=12)
+    train: Resources = Resources(jobs=4, cores=8, memory_gb=64, hours=24, gpus=1)
+    ensemble: Resources = Resources(cores=8, memory_gb=64, hours=24, gpus=1)
+
+
+class Site(Frozen):
+    """A cluster, as this project uses it."""
+
+    name: str = Field(description="of the cluster")
+    description: str = ""
+    setup: str = Field(
+        "",
+        description="shell lines every job runs first: modules, conda, a container's aliases",
+    )
+    environment: dict[str, str] = Field({}, description="variables every job gets")
+    log_dir: Place = Field(Path("logs"), description="where the jobs' logs go; on a shared disk")
+    scratch: Place | None = Field(
+        None, description="node-local folder for temporary files (default: the node's own TMPDIR)"
+    )
+    network_interface: Name | None = Field(
+        None, description="over which the jobs of a run talk, such as ib0 (default: the host's)"
+    )
+    mail: Mail | None = Field(None, description="whom SLURM writes to about a run's own job")
+    warn_seconds: int = Field(
+        300,
+        ge=60,
+        description="this long before its wall time is over a job is told, to save and go on in "
+        "another; SLURM may be a minute off",
+    )
+    fruitless_jobs: int = Field(
+        3, ge=1, description="a training fails after so many jobs in a row without any progress"
+    )
+    restarts: int = Field(
+        20,
+        ge=0,
+        description="how often the run's own job is started again after the cluster lost it",
+    )
+    stages: Stages = Field(Stages(), description="what the jobs of each stage ask for")
+
+    @model_validator(mode="after")
+    def _warned_in_time(self) -> Site:
+        for name, stage in self:
+            if stage.minutes * 60 < 2 * self.warn_seconds:
+                raise ValueError(
+                    f"stages.{name}.hours is {stage.hours:g}, less than twice warn_seconds"
+                )
+        return self
+
+    def __iter__(self) -> Iterator[tuple[Stage, Resources]]:  # type: ignore[override]
+        """The stages by name."""
+        return ((name, getattr(self.stages, name)) for name in STAGES)
+
+    def of(self, stage: Stage) -> Resources:
+        """What a job of a stage asks for."""
+        return next(resources for name, resources in self if name == stage)
+
+
+def read_site(path: Path) -> Site:
+    """Read a profile.
+
+    ``defaults`` of a file holds values for all its stages.
+
+    Raises
+    ------
+    ProfileError
+        The file cannot be read, or a name or value in it is not valid.
+    """
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ProfileError(f"no site profile {path}", "a YAML file") from error
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        said = " ".join(str(error).split())
+        raise ProfileError(f"{path} cannot be read ({said})", "a YAML file") from error
+    if not isinstance(document, dict):
+        raise ProfileError(f"{path} holds no profile", "lines of name: value")
+    try:
+        return Site.model_validate(_with_defaults(document))
+    except ValidationError as error:
+        raise ProfileError(f"{path}: {_problem(error)}") from error
+
+
+def site_of(environment: Mapping[str, str] = os.environ) -> Site | None:
+    """The profile that the environment names; None where the work runs on this machine.
+
+    Raises
+    ------
+    ProfileError
+        It names one that cannot be used.
+    """
+    path = environment.get(SITE_VARIABLE)
+    return read_site(Path(path)) if path else None
+
+
+def _with_defaults(document: dict[str, Any]) -> dict[str, Any]:
+    """The document with what stands under ``defaults`` in every stage that does not say it."""
+    values = dict(document)
+    defaults = values.pop("defaults", None) or {}
+    stages = values.get("stages") or {}
+    if not isinstance(defaults, dict) or not isinstance(stages, dict):
+        return values | {"stages": stages}
+    known = Stages()
+    filled = {
+        name: {**getattr(known, name).model_dump(exclude_unset=True), **defaults, **(given or {})}
+        if isinstance(given, dict | None) and name in STAGES
+        else given
+        for name, given in {**dict.fromkeys(STAGES), **stages}.items()
+    }
+    return values | {"stages": filled}
+
+
+def _problem(error: ValidationError) -> str:
+    """The first thing wrong, with the valid names where a name is unknown."""
+    problem = error.errors()[0]
+    place = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] != "extra_forbidden":
+        found = "" if problem["type"] == "value_error" and not place else f" {problem['input']!r}"
+        return f"{place}{found}: {problem['msg'].removeprefix('Value error, ')}".removeprefix(": ")
+    above = problem["loc"][:-1]
+    valid: Sequence[str] = {0: [*Site.model_fields, "defaults"], 1: STAGES}.get(
+        len(above), list(Mail.model_fields if above[:1] == ("mail",) else Resources.model_fields)
+    )
+    if above[:1] == ("mail",):
+        valid = list(Mail.model_fields)
+    return f"unknown {place}; {suggest(str(problem['loc'][-1]), list(valid))}"

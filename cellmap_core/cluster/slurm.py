@@ -1,0 +1,249 @@
+"""The commands of SLURM: sbatch, squeue, scontrol, scancel, and sacct where there is one.
+
+Every call has a time limit. That the controller does not answer says nothing of the jobs:
+:class:`SchedulerUnavailable` is to be waited out, never taken for an end.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
+from pathlib import Path
+
+from cellmap_core.cluster.jobs import JobSpec, inherited
+from cellmap_core.cluster.states import End, Phase, end_of, phase_of
+from cellmap_core.errors import SchedulerUnavailable, SubmissionRefused
+from cellmap_core.models import Frozen
+
+_COLUMNS = "%A|%T|%r|%N|%V|%S|%e|%k"
+# What the commands say when the controller, not the call, is at fault.
+_UNAVAILABLE = re.compile(
+    r"unable to contact slurm controller|connection (refused|reset|timed out)|"
+    r"socket timed out|slurm_persist_conn_open|communication (connection )?failure|"
+    r"zero bytes were transmitted|controller not responding|backup controller|"
+    r"temporarily unable|resource temporarily unavailable|could not establish",
+    re.IGNORECASE,
+)
+_GONE = re.compile(r"invalid job id", re.IGNORECASE)
+# Its log's end tells a person why a job ended; more of it is in the file.
+_TAIL_BYTES = 3000
+
+
+class JobRecord(Frozen):
+    """What the cluster knows of a job.
+
+    Attributes
+    ----------
+    reason : str
+        Why it waits, or how it ended.
+    submitted, started, ended : datetime or None
+        Local times; of a queued job ``started`` is SLURM's estimate.
+    """
+
+    job_id: int
+    state: str
+    reason: str = ""
+    node: str = ""
+    submitted: datetime | None = None
+    started: datetime | None = None
+    ended: datetime | None = None
+    comment: str = ""
+
+    @property
+    def phase(self) -> Phase:
+        """Queued, running or ended."""
+        return phase_of(self.state)
+
+    @property
+    def end(self) -> End | None:
+        """How it ended; None where it has not."""
+        return end_of(self.state) if self.phase is Phase.ENDED else None
+
+
+class Slurm:
+    """The cluster this machine is a client of.
+
+    Parameters
+    ----------
+    environment : mapping, optional
+        Of the commands and of the jobs (default: this process's).
+    timeout_seconds : float
+        Of one call.
+    on_call : callable, optional
+        Told the name of each command that is run.
+    """
+
+    def __init__(
+        self,
+        environment: Mapping[str, str] | None = None,
+        timeout_seconds: float = 60.0,
+        on_call: Callable[[str], None] | None = None,
+    ) -> None:
+        self._environment = inherited(os.environ if environment is None else environment)
+        self._timeout = timeout_seconds
+        self._on_call = on_call
+
+    def submit(self, spec: JobSpec) -> int:
+        """Submit a job; its log's folder is made first.
+
+        Returns
+        -------
+        int
+            The job's id.
+
+        Raises
+        ------
+        SubmissionRefused
+            SLURM does not take the job as it is, or its log cannot be written.
+        SchedulerUnavailable
+            The controller did not answer; the job may be there all the same.
+        """
+        try:
+            spec.log.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SubmissionRefused(
+                f"the folder of the job's log cannot be made ({error})",
+                "a folder that may be written to",
+                "mend it or set another log_dir in the site profile",
+            ) from error
+        said = self._run(["sbatch", *spec.arguments()], spec.environment, spec.script())
+        number = said.strip().splitlines()[-1].partition(";")[0] if said.strip() else ""
+        if not number.isdigit():
+            raise SubmissionRefused(f"sbatch answered {said.strip()!r}", "a job id")
+        return int(number)
+
+    def test(self, spec: JobSpec) -> None:
+        """Have SLURM look whether it would take a job, without submitting it.
+
+        Raises
+        ------
+        SubmissionRefused
+            It would not; the message is SLURM's.
+        """
+        self._run(["sbatch", "--test-only", *spec.arguments()], spec.environment, spec.script())
+
+    def jobs(self) -> dict[int, JobRecord]:
+        """All jobs of this user that the controller remembers, by one call of ``squeue``."""
+        said = self._run(["squeue", "--me", "--noheader", "--states=all", f"--format={_COLUMNS}"])
+        records = (_record(line) for line in said.splitlines())
+        return {record.job_id: record for record in records if record is not None}
+
+    def past(self, job_id: int) -> JobRecord | None:
+        """A job that the controller has forgotten, of the accounting where there is one."""
+        if shutil.which("sacct", path=self._environment.get("PATH")) is None:
+            return None
+        columns = "JobIDRaw,State,NodeList,Submit,Start,End,Comment"
+        command = ["sacct", f"--jobs={job_id}", "--allocations", "--noheader", "--parsable2"]
+        try:
+            said = self._run([*command, f"--format={columns}"])
+        except (SchedulerUnavailable, SubmissionRefused):
+            return None  # Accounting is off, or its database does not answer.
+        for line in said.splitlines():
+            number, state, node, submitted, started, ended, comment = line.split("|", 6)
+            if number == str(job_id):
+                return JobRecord(
+                    job_id=job_id,
+                    state=state,
+                    node=node,
+                    submitted=_time(submitted),
+                    started=_time(started),
+                    ended=_time(ended),
+                    comment=comment,
+                )
+        return None
+
+    def details(self, job_id: int) -> dict[str, str]:
+        """All that the controller knows of a job, by its own names; empty when it is forgotten."""
+        try:
+            said = self._run(["scontrol", "--oneliner", "show", "job", str(job_id)])
+        except SubmissionRefused as error:
+            if _GONE.search(str(error)):
+                return {}
+            raise
+        return dict(re.findall(r"(?:^| )([A-Z][A-Za-z/:_]*)=(.*?)(?= [A-Z][A-Za-z/:_]*=|$)", said))
+
+    def cancel(self, job_ids: Iterable[int], signal: str | None = None) -> None:
+        """Cancel jobs (or send them a signal); those that are gone are passed over."""
+        numbers = [str(job_id) for job_id in job_ids]
+        if not numbers:
+            return
+        how = [f"--signal={signal}", "--full"] if signal else []
+        try:
+            self._run(["scancel", *how, *numbers])
+        except SubmissionRefused as error:
+            if not _GONE.search(str(error)):
+                raise
+
+    def show(self, *command: str) -> str:
+        """The output of another command that only shows something."""
+        return self._run(list(command))
+
+    def _run(
+        self, command: list[str], more: Mapping[str, str] | None = None, given: str = ""
+    ) -> str:
+        if self._on_call is not None:
+            self._on_call(command[0])
+        try:
+            done = subprocess.run(
+                command,
+                input=given,
+                env={**self._environment, **inherited(more or {})},
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=self._timeout,
+                check=False,
+            )
+        except FileNotFoundError as error:
+            raise SchedulerUnavailable(
+                f"no command {command[0]}", "SLURM's client commands", "run this on a login node"
+            ) from error
+        except subprocess.TimeoutExpired as error:
+            raise SchedulerUnavailable(
+                f"{command[0]} did not answer within {self._timeout:.0f} s"
+            ) from error
+        if done.returncode == 0:
+            return done.stdout
+        said = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
+        if _UNAVAILABLE.search(said):
+            raise SchedulerUnavailable(f"{command[0]}: {said}")
+        raise SubmissionRefused(f"{command[0]}: {said}")
+
+
+def tail(log: Path) -> str:
+    """The end of a job's log; empty where there is none."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
+            return file.read().decode(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def _record(line: str) -> JobRecord | None:
+    """A job of a line of ``squeue``; the comment is last, for it may hold anything."""
+    parts = line.split("|", 7)
+    if len(parts) < 8 or not parts[0].strip().isdigit():
+        return None
+    number, state, reason, node, submitted, started, ended, comment = parts
+    return JobRecord(
+        job_id=int(number),
+        state=state,
+        reason=reason,
+        node=node,
+        submitted=_time(submitted),
+        started=_time(started),
+        ended=_time(ended),
+        comment="" if comment == "(null)" else comment,
+    )
+
+
+def _time(text: str) -> datetime | None:
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        return None
