@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from cellmap_core.errors import CellmapError, OptionError, TrainingInterrupted
 from cellmap_core.machine import keep_memory
@@ -67,6 +68,18 @@ def main(arguments: Sequence[str]) -> int:
         logger.error("%s%s", ERROR_MARK, error)  # noqa: TRY400 - one clear line, no traceback
         return error.exit_code
     return 0
+
+
+def end(code: int) -> NoReturn:
+    """Leave this process with an exit code, without taking the interpreter down.
+
+    Threads of the libraries (gloo's above all) may still stand when the interpreter goes, and
+    abort the process: a training that is done would count as failed.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def parse(arguments: Sequence[str]) -> tuple[list[Path], dict[str, str]]:

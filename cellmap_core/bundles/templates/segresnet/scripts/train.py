@@ -2,7 +2,7 @@
 
 import sys
 
-from cellmap_core.training.entry import main
+from cellmap_core.training.entry import end, main
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    end(main(sys.argv[1:]))
