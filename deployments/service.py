@@ -42,8 +42,15 @@ class Service(Frozen):
         return f"{self.url}/api"
 
 
-def start(home: Path) -> Service:
+def start(home: Path, pool_type: str = "process") -> Service:
     """Start the server, make the pool, deploy everything, start a worker.
+
+    Parameters
+    ----------
+    home : Path
+        Where everything of it lives.
+    pool_type : str
+        ``process``: runs are processes of this machine; ``slurm``: jobs of its cluster.
 
     Raises
     ------
@@ -61,16 +68,21 @@ def start(home: Path) -> Service:
     _record(home, service)
     try:
         _wait_for("server", home, server, lambda: _healthy(service))
-        _step(home, ["work-pool", "create", POOL, "--type", "process", "--overwrite"], service)
+        _step(home, ["work-pool", "create", POOL, "--type", pool_type, "--overwrite"], service)
         _step(home, ["deploy", "--all"], service)
-        worker = _background(home, "worker", ["worker", "start", "--pool", POOL], service)
-        service = service.model_copy(update={"worker_pid": worker.pid})
-        _record(home, service)
-        _wait_for("worker", home, worker, lambda: _online(service))
         _write_environment(home, service)
+        return start_worker(home, service)
     except BaseException:
         stop(home)
         raise
+
+
+def start_worker(home: Path, service: Service) -> Service:
+    """Start a worker of the pool, in the place of the one recorded, and wait until it polls."""
+    worker = _background(home, "worker", ["worker", "start", "--pool", POOL], service)
+    service = service.model_copy(update={"worker_pid": worker.pid})
+    _record(home, service)
+    _wait_for("worker", home, worker, lambda: _online(service))
     return service
 
 

@@ -102,6 +102,22 @@ class Site(Frozen):
         """What a job of a stage asks for."""
         return next(resources for name, resources in self if name == stage)
 
+    def with_stage(self, stage: Stage, changed: Mapping[str, Any]) -> Site:
+        """The profile with some values of a stage changed.
+
+        Raises
+        ------
+        ProfileError
+            A name or value is not valid.
+        """
+        values = self.model_dump(exclude_unset=True)
+        own = {**self.of(stage).model_dump(exclude_unset=True), **changed}
+        values["stages"] = {**self.stages.model_dump(exclude_unset=True), stage: own}
+        try:
+            return type(self).model_validate(values)
+        except ValidationError as error:
+            raise ProfileError(f"{self.name}: {_problem(error)}") from error
+
 
 def read_site(path: Path) -> Site:
     """Read a profile.

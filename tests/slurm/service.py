@@ -1,0 +1,94 @@
+"""The service on the test cluster: server, pool of type slurm, deployments, worker."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from deployments import service as services
+from tests.conftest import ROOT
+from tests.deployments.conftest import Client
+
+
+class SlurmService(Client):
+    """What a user sees of the service, and what tests do to its worker."""
+
+    def __init__(self, home, service, cluster):
+        super().__init__(home, service)
+        self.cluster = cluster
+
+    def kill_worker(self, number=signal.SIGKILL):
+        os.killpg(self.service.worker_pid, number)
+        os.waitpid(self.service.worker_pid, 0)
+
+    def start_worker(self):
+        self.service = services.start_worker(self.home, self.service)
+
+    def deploy_probe(self):
+        """The deployment ``probe/probe`` on the pool."""
+
+        async def deploy(client):
+            from tests.slurm.probe import probe
+
+            flow_id = await client.create_flow(probe)
+            return await client.create_deployment(
+                flow_id,
+                "probe",
+                work_pool_name=services.POOL,
+                entrypoint="tests.slurm.probe.probe",
+                pull_steps=[
+                    {"prefect.deployments.steps.set_working_directory": {"directory": str(ROOT)}}
+                ],
+            )
+
+        return self.ask(deploy)
+
+    def submit(self, deployment_id, folder, job_variables=None, name=None, **parameters):
+        """Create a run and give its id."""
+
+        async def create(client):
+            run = await client.create_flow_run_from_deployment(
+                deployment_id,
+                parameters={"folder": str(folder), **parameters},
+                job_variables=job_variables,
+                name=name,
+            )
+            return run.id
+
+        return self.ask(create)
+
+    def read(self, run_id):
+        return self.ask(lambda client: client.read_flow_run(run_id))
+
+    def wait(self, run_id, condition, timeout=120):
+        """Wait until a run is as the condition has it; gives the run."""
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            run = self.read(run_id)
+            if condition(run):
+                return run
+            time.sleep(0.5)
+        log = (self.home / "logs" / "worker.log").read_text()[-3000:]
+        raise TimeoutError(f"{run.name} is {run.state!r}; jobs {self.cluster.jobs()}\n{log}")
+
+    def done(self, run_id, timeout=180):
+        return self.wait(run_id, lambda run: run.state.is_final(), timeout)
+
+    def cancel(self, run_id):
+        from prefect.states import Cancelling
+
+        self.ask(lambda client: client.set_flow_run_state(run_id, Cancelling()))
+
+    def jobs_of(self, run_id, live=False):
+        ended = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED"}
+        return [
+            job
+            for job in self.cluster.jobs()
+            if str(run_id) in job["comment"] and not (live and job["state"] in ended)
+        ]
+
+
+def starts(folder):
+    """Jobs in which a probe began, in order."""
+    file = Path(folder) / "starts"
+    return [line.split()[0] for line in file.read_text().splitlines()] if file.exists() else []
