@@ -119,9 +119,9 @@ def _against(asked: Resources, nodes: list[Node]) -> Iterator[str]:
 
 def _features(asked: Resources, nodes: list[Node]) -> Iterator[str]:
     there = sorted(set().union(*(n.features for n in nodes)))
-    for word in re.findall(r"[A-Za-z_][\w.:-]*", asked.constraint or ""):
-        if word not in there:
-            yield f"constraint: no node has {word!r}; {suggest(word, there)}"
+    for word in re.split(r"\*\d+|[&|,!()\[\]]", asked.constraint or ""):
+        if word and word not in there:
+            yield f"constraint: no node has {word!r}; {_instead(word, there)}"
 
 
 def _limits(asked: Resources, nodes: list[Node]) -> Iterator[str]:
@@ -132,7 +132,7 @@ def _limits(asked: Resources, nodes: list[Node]) -> Iterator[str]:
             yield f"gpus: no node of {where} has a GPU"
         elif asked.gpu_type is not None and asked.gpu_type not in types:
             known = [t for t in types if t]
-            yield f"gpu_type: no {asked.gpu_type!r}; {suggest(asked.gpu_type, known)}"
+            yield f"gpu_type: no {asked.gpu_type!r}; {_instead(asked.gpu_type, known)}"
         elif (most := max(_gpus(n, asked.gpu_type) for n in nodes)) < asked.gpus:
             yield f"gpus: {asked.gpus} asked, a node of {where} has {most}"
     if (most := max(n.cores for n in nodes)) < asked.cores:
@@ -145,6 +145,10 @@ def _limits(asked: Resources, nodes: list[Node]) -> Iterator[str]:
     times = [n.minutes for n in nodes]
     if None not in times and (longest := max(t or 0 for t in times)) < asked.minutes:
         yield f"hours: {asked.hours:g} asked, {where} allows {longest / 60:g}"
+
+
+def _instead(name: str, there: list[str]) -> str:
+    return suggest(name, there) if there else "the cluster names none there: leave it out"
 
 
 def _gpus(node: Node, kind: str | None) -> int:

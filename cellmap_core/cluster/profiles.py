@@ -139,6 +139,7 @@ def read_site(path: Path) -> Site:
     if not isinstance(document, dict):
         raise ProfileError(f"{path} holds no profile", "lines of name: value")
     try:
+        _Defaults.model_validate({"defaults": document.get("defaults") or {}})
         return Site.model_validate(_with_defaults(document))
     except ValidationError as error:
         raise ProfileError(f"{path}: {_problem(error)}") from error
@@ -156,12 +157,18 @@ def site_of(environment: Mapping[str, str] = os.environ) -> Site | None:
     return read_site(Path(path)) if path else None
 
 
+class _Defaults(Frozen):
+    """Looked at by themselves, so that what is wrong in them is told as theirs."""
+
+    defaults: Resources
+
+
 def _with_defaults(document: dict[str, Any]) -> dict[str, Any]:
     """The document with what stands under ``defaults`` in every stage that does not say it."""
     values = dict(document)
     defaults = values.pop("defaults", None) or {}
     stages = values.get("stages") or {}
-    if not isinstance(defaults, dict) or not isinstance(stages, dict):
+    if not isinstance(stages, dict):
         return values | {"stages": stages}
     known = Stages()
     filled = {
@@ -181,9 +188,10 @@ def _problem(error: ValidationError) -> str:
         found = "" if problem["type"] == "value_error" and not place else f" {problem['input']!r}"
         return f"{place}{found}: {problem['msg'].removeprefix('Value error, ')}".removeprefix(": ")
     above = problem["loc"][:-1]
-    valid: Sequence[str] = {0: [*Site.model_fields, "defaults"], 1: STAGES}.get(
-        len(above), list(Mail.model_fields if above[:1] == ("mail",) else Resources.model_fields)
-    )
-    if above[:1] == ("mail",):
-        valid = list(Mail.model_fields)
-    return f"unknown {place}; {suggest(str(problem['loc'][-1]), list(valid))}"
+    valid: dict[tuple[int | str, ...], Sequence[str]] = {
+        (): [*Site.model_fields, "defaults"],
+        ("mail",): list(Mail.model_fields),
+        ("stages",): STAGES,
+    }
+    names = valid.get(above, list(Resources.model_fields))
+    return f"unknown {place}; {suggest(str(problem['loc'][-1]), list(names))}"
