@@ -27,7 +27,7 @@ from prefect.states import Completed, Failed
 from pydantic import Field
 
 from cellmap_core import command_line
-from cellmap_core.errors import CellmapError, IncompleteError
+from cellmap_core.errors import CellmapError, IncompleteError, PlanError
 from cellmap_core.models import Frozen, StageResult
 from flows.server import temporary_server
 from flows.terminal import bars
@@ -75,7 +75,7 @@ def shell(
 ) -> int:
     """Run a flow from a command line, with no server needed.
 
-    ``show`` prints what came of it, of all that did not fail.
+    ``show`` prints what came of it, of all that did not fail, and of a plan that is too big.
 
     Returns
     -------
@@ -97,13 +97,13 @@ def shell(
         return command_line.fail(error, error.exit_code)
     except KeyboardInterrupt:
         return command_line.fail(Exception("interrupted; the same command goes on"), 130)
-    if show is not None and (state.is_completed() or _incomplete(state)):
+    if show is not None and (state.is_completed() or _worth_showing(state)):
         show(options)
     return _report(state)
 
 
-def _incomplete(state: State[Any]) -> bool:
-    return isinstance(state.result(raise_on_failure=False), IncompleteError)
+def _worth_showing(state: State[Any]) -> bool:
+    return isinstance(state.result(raise_on_failure=False), IncompleteError | PlanError)
 
 
 def _report(state: State[Any]) -> int:

@@ -88,7 +88,7 @@ def generate(
 
     def memory_of(bundle: BundleRef) -> Memory:
         """What a bundle was made for: a look from a login node must not make it stale."""
-        before = _made_for(bundle) if options.gpu_memory_gb is None else None
+        before = made_for(bundle) if options.gpu_memory_gb is None else None
         return before or here
 
     templates = options.templates or OWN_TEMPLATES
@@ -158,7 +158,7 @@ def _is_current(bundle: BundleRef, key: str) -> bool:
     return False
 
 
-def _made_for(bundle: BundleRef) -> Memory | None:
+def made_for(bundle: BundleRef) -> Memory | None:
     """The memory that a bundle's values were derived for, where it was generated before."""
     try:
         receipt = Receipt.model_validate_json((bundle.folder / GENERATED_NAME).read_bytes())

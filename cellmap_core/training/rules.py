@@ -66,10 +66,7 @@ def derive(
         An override is unknown or its value cannot be.
     """
     algo = algorithm(str(identity["algo"]))
-    checked = check_overrides(overrides)
-    given = overrides_for(algo.name, checked)
-    values: dict[str, Any] = {**identity, "classes": datalist.classes, **given}
-    rules = {name: Rule(reason="set by the user") for name in given}
+    check_overrides(overrides)
     training, validation = datalist.split(int(identity["fold"]))
     facts = read_facts(
         datastats,
@@ -78,18 +75,39 @@ def derive(
         memory=memory or memory_there(),
         exclusive=_exclusive(datalist),
     )
-    for name, make in _rules(algo):
-        if name not in given:
-            values[name], reason, inputs = make(facts, values)
-            rules[name] = Rule(reason=reason, inputs=inputs)
-    config = make_config({**values, "rules": rules})
+    config = derive_from(facts, {**identity, "classes": datalist.classes}, overrides)
     _warn_of_memory(algo, facts.memory, config)
     return config
 
 
+def derive_from(
+    facts: Facts, identity: Mapping[str, Any], overrides: Mapping[str, Any]
+) -> TrainConfig:
+    """Run all rules for one bundle, from facts instead of a report on disk.
+
+    Parameters
+    ----------
+    facts : Facts
+        The data and the memory.
+    identity : mapping
+        algo, fold, datalist, ckpt_path, num_epochs and classes.
+    overrides : mapping
+        See `derive`.
+    """
+    algo = algorithm(str(identity["algo"]))
+    given = overrides_for(algo.name, check_overrides(overrides))
+    values: dict[str, Any] = {**identity, **given}
+    rules = {name: Rule(reason="set by the user") for name in given}
+    for name, make in _rules(algo):
+        if name not in given:
+            values[name], reason, inputs = make(facts, values)
+            rules[name] = Rule(reason=reason, inputs=inputs)
+    return make_config({**values, "rules": rules})
+
+
 def _warn_of_memory(algo: Algorithm, memory: Memory, config: TrainConfig) -> None:
     needed = training_bytes(algo, memory, config.model_dump())
-    if needed > _usable(memory):
+    if needed > usable_bytes(memory):
         logger.warning(
             "%s_%d: one patch of %s voxels takes some %.0f GiB by estimate, of %.0f GiB of %s "
             "memory; set a smaller patch_size_vox or a narrower network in the overrides",
@@ -143,8 +161,10 @@ def _rules(algo: Algorithm) -> Iterator[tuple[str, Maker]]:
     yield "cache", _cache
 
 
-def training_bytes(algo: Algorithm, memory: Memory, values: Mapping[str, Any]) -> int:
-    """Memory that a micro-batch of one patch takes in a training, and what comes with it.
+def training_bytes(
+    algo: Algorithm, memory: Memory, values: Mapping[str, Any], patches: int = 1
+) -> int:
+    """Memory that a micro-batch takes in a training, and what comes with it.
 
     Parameters
     ----------
@@ -154,9 +174,11 @@ def training_bytes(algo: Algorithm, memory: Memory, values: Mapping[str, Any]) -
         Of what kind it is: a GPU keeps activations in 16 bits.
     values : mapping
         At least those of the network, ``patch_size_vox`` and ``classes``.
+    patches : int
+        Of the micro-batch.
     """
     fixed, patch = _need(algo, memory, values)
-    return round(fixed + patch)
+    return round(fixed + patches * patch)
 
 
 def _need(algo: Algorithm, memory: Memory, values: Mapping[str, Any]) -> tuple[float, float]:
@@ -167,7 +189,8 @@ def _need(algo: Algorithm, memory: Memory, values: Mapping[str, Any]) -> tuple[f
     return need.parameters * _WEIGHT_BYTES, voxel * math.prod(values["patch_size_vox"])
 
 
-def _usable(memory: Memory) -> float:
+def usable_bytes(memory: Memory) -> float:
+    """What of a memory a training may count on, by the rules."""
     return _USABLE[memory.kind] * memory.size_bytes
 
 
@@ -203,7 +226,7 @@ def _patch(algo: Algorithm, facts: Facts, values: Mapping[str, Any]) -> Made:
 
     def too_large() -> bool:
         one = training_bytes(algo, facts.memory, {**values, "patch_size_vox": sizes})
-        return one > _usable(facts.memory)
+        return one > usable_bytes(facts.memory)
 
     cut = False
     while too_large() and max(sizes) > least:
@@ -239,7 +262,7 @@ def _batch(_: Facts, values: Mapping[str, Any]) -> Made:
 
 def _micro_batch(algo: Algorithm, facts: Facts, values: Mapping[str, Any]) -> Made:
     fixed, patch = _need(algo, facts.memory, values)
-    room = max(1, int((_usable(facts.memory) - fixed) // patch))
+    room = max(1, int((usable_bytes(facts.memory) - fixed) // patch))
     batch = values["batch_size"]
     return (
         max(n for n in range(1, batch + 1) if batch % n == 0 and n <= room),
