@@ -146,6 +146,10 @@ class SubmissionRefused(CellmapError):
     """The cluster does not take a job, or a command about one, as it is."""
 
 
+class StageJobsError(CellmapError):
+    """A stage gets no jobs of the cluster to work in."""
+
+
 class ServiceError(CellmapError):
     """The local service (server, work pool, worker) did not come up or did not answer."""
 
@@ -166,6 +170,7 @@ _FINAL_ERRNOS = frozenset(
 
 
 # By name, because the library knows neither Dask nor Prefect's HTTP client.
+_LOST_KINDS = frozenset({"KilledWorker", "CommClosedError", "FutureCancelledError"})
 _PASSING_KINDS = frozenset({"KilledWorker", "CommClosedError", "TimeoutError", "TransportError"})
 
 
@@ -188,3 +193,8 @@ def may_pass(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno not in _FINAL_ERRNOS
     return any(kind.__name__ in _PASSING_KINDS for kind in type(error).__mro__)
+
+
+def is_lost(error: BaseException) -> bool:
+    """Tell whether work went with the process that did it, and says nothing of itself."""
+    return any(kind.__name__ in _LOST_KINDS for kind in type(error).__mro__)

@@ -52,6 +52,11 @@ class StageResult(Frozen):
         """Whether this run found everything made already."""
         return self.done == 0 and not self.failures and self.current > 0
 
+    @property
+    def state_name(self) -> str | None:
+        """Name of the state of the task that gives it; None for the usual one."""
+        return "Cached" if self.up_to_date else None
+
     def and_then(self, *others: StageResult) -> StageResult:
         """The sum of this and other stages' results."""
         everything = (self, *others)
@@ -152,6 +157,22 @@ class TrainResult(StageResult):
     seconds: float
     host_bytes: int = 0
     device_bytes: int = 0
+
+
+class TrainPause(StageResult):
+    """Of one training that has to go on in another job: nothing failed, its time was over."""
+
+    bundle: BundleRef
+    why: str
+
+    @property
+    def state_name(self) -> str | None:
+        """It is handed on."""
+        return "HandedOn"
+
+    def tally(self) -> str:
+        """Why it is not done yet."""
+        return self.why
 
 
 class CasePrediction(Frozen):

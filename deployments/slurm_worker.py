@@ -54,7 +54,7 @@ from prefect.workers.base import (
 from pydantic import Field
 
 from cellmap_core.cluster.jobs import JobSpec, comment_of, run_of
-from cellmap_core.cluster.profiles import SITE_VARIABLE, Site, read_site
+from cellmap_core.cluster.profiles import LOGS_VARIABLE, SITE_VARIABLE, Site, read_site
 from cellmap_core.cluster.slurm import JobRecord, Slurm, tail
 from cellmap_core.cluster.states import End, Phase
 from cellmap_core.errors import CellmapError, ProfileError, SchedulerUnavailable
@@ -141,15 +141,16 @@ class SlurmJobConfiguration(BaseJobConfiguration):
         if self.site or SITE_VARIABLE in os.environ:
             path = Path(self.site or os.environ[SITE_VARIABLE]).expanduser().absolute()
             environment[SITE_VARIABLE] = str(path)
+        environment[LOGS_VARIABLE] = str((here / site.log_dir).absolute())
         try:
-            command = tuple(shlex.split(self.command or self._base_flow_run_command()))
+            command = shlex.split(self.command or self._base_flow_run_command())
         except ValueError as error:
             raise ProfileError(
                 f"command {self.command!r} ({error})", "a shell's quoting"
             ) from error
         return JobSpec(
             name=self.name or flow_run.name,
-            command=command,
+            command=tuple(_python(command, site)),
             resources=site.of("flow"),
             comment=comment_of(str(flow_run.id), "flow"),
             log=log_of(site, here, flow_run),
@@ -161,6 +162,12 @@ class SlurmJobConfiguration(BaseJobConfiguration):
             requeue=True,
             mail=site.mail,
         )
+
+
+def _python(command: list[str], site: Site) -> list[str]:
+    """The command with the site's own Python where it names the worker's."""
+    own = command[:1] == [sys.executable] and site.python
+    return [str(site.python), *command[1:]] if own else command
 
 
 def log_of(site: Site, here: Path, flow_run: FlowRun) -> Path:

@@ -12,6 +12,7 @@ from cellmap_core.work import datalist_of, ensure_folder
 from flows import convert
 from flows.house import auto3dseg, shell
 from tasks.analyze import analyze_cases
+from tasks.crew import crew
 
 
 def check(options: AnalyzeOptions) -> None:
@@ -34,7 +35,8 @@ def run(options: AnalyzeOptions) -> AnalyzeResult:
 
 
 def _analyze(datalist: Path, options: AnalyzeOptions) -> AnalyzeResult:
-    state = analyze_cases(datalist, options.work_dir, options.do_ccp, return_state=True)
+    with crew("analyze"):
+        state = analyze_cases(datalist, options.work_dir, options.do_ccp, return_state=True)
     return state.result()
 
 

@@ -10,6 +10,7 @@ from cellmap_core.options import ConvertOptions
 from cellmap_core.work import ensure_folder
 from flows.house import auto3dseg, shell
 from tasks.convert import convert_crops
+from tasks.crew import crew
 
 
 def check(options: ConvertOptions) -> None:
@@ -20,7 +21,8 @@ def check(options: ConvertOptions) -> None:
 
 def run(options: ConvertOptions) -> ConvertResult:
     """Convert every crop; the ones that fail are listed and do not stop the others."""
-    return convert_crops(options, return_state=True).result()
+    with crew("convert"):
+        return convert_crops(options, return_state=True).result()
 
 
 convert = auto3dseg(ConvertOptions, check)(run)

@@ -8,6 +8,7 @@ from cellmap_core.models import BundleRef, EnsembleResult
 from cellmap_core.options import EnsembleOptions
 from cellmap_core.work import bundles_of, working_datalist_of
 from flows.house import auto3dseg, shell
+from tasks.crew import crew
 from tasks.ensemble import ensemble_models
 
 
@@ -19,7 +20,12 @@ def check(options: EnsembleOptions) -> tuple[BundleRef, ...]:
 def run(options: EnsembleOptions) -> EnsembleResult:
     """Predict every testing case of the datalist."""
     datalist = options.datalist or working_datalist_of(options.work_dir)
-    return ensemble_models(datalist, options.work_dir, check(options), return_state=True).result()
+    bundles = check(options)
+    with crew("ensemble", 1) as workers:
+        state = workers.run(
+            ensemble_models, datalist=datalist, work_dir=options.work_dir, bundles=bundles
+        )
+    return state.result()
 
 
 ensemble = auto3dseg(EnsembleOptions, check)(run)

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import sys
-from collections import deque
+from collections import Counter, deque
 from typing import Any
 
-from prefect.futures import PrefectFuture, as_completed
+from prefect import get_run_logger
+from prefect.futures import PrefectFuture
 
-from cellmap_core.machine import cores, gpus
-from cellmap_core.models import BundleRef, Failure, StageResult, TrainResult
+from cellmap_core.cluster.profiles import site_of
+from cellmap_core.errors import is_lost
+from cellmap_core.models import BundleRef, Failure, StageResult, TrainPause, TrainResult
 from cellmap_core.options import TrainOptions
+from cellmap_core.training.launch import last_place, progress_mark, read_result
 from cellmap_core.work import bundles_of
 from flows.house import auto3dseg, shell
+from tasks.crew import Crew, crew
 from tasks.leaderboard import publish_leaderboard
 from tasks.train import train_fold
+
+# On one machine; a site profile says it for its jobs.
+_FRUITLESS = 3
 
 
 def check(options: TrainOptions) -> tuple[BundleRef, ...]:
@@ -33,24 +40,16 @@ def run(options: TrainOptions) -> StageResult:
 def train_all(
     bundles: tuple[BundleRef, ...], gpus_per_training: int = 1
 ) -> tuple[tuple[TrainResult, ...], tuple[Failure, ...]]:
-    """Train side by side in as many slots as there are GPUs, or cores where there is none.
+    """Train side by side in as many slots as there are; the next begins when one is free.
 
-    The next one begins as soon as a slot is free, however the one before it has ended.
+    One that was lost with its worker, or whose job had no time left, goes on from its
+    checkpoint in another, as often as it gets on.
     """
-    devices = _shares(gpus(), gpus_per_training)
-    slots = min(len(bundles), len(devices) or cores())
-    threads = max(1, cores() // slots)
-    free = [devices[n] if devices else () for n in range(slots)]
-    waiting, running = deque(bundles), {}
-    outcomes: dict[str, TrainResult | Failure] = {}
-    while waiting or running:
-        while waiting and free:
-            bundle, mine = waiting.popleft(), free.pop()
-            running[train_fold.submit(bundle, threads, mine)] = bundle, mine
-        ended = next(as_completed(list(running)))
-        bundle, mine = running.pop(ended)
-        free.append(mine)
-        outcomes[bundle.name] = _outcome(bundle, ended)
+    outcomes = {b.name: train_fold(b) for b in bundles if read_result(b) is not None}
+    waiting = deque(b for b in bundles if b.name not in outcomes)
+    if waiting:
+        with crew("train", len(waiting), gpus_per_training) as workers:
+            outcomes |= _train_in(workers, waiting)
     # Told in the order asked for, not in that of their ends.
     told = [outcomes[bundle.name] for bundle in bundles]
     return (
@@ -59,22 +58,73 @@ def train_all(
     )
 
 
-def _outcome(bundle: BundleRef, future: PrefectFuture[Any]) -> TrainResult | Failure:
-    """What came of a training; one that was lost with its worker is a failure by name too."""
+def _train_in(workers: Crew, waiting: deque[BundleRef]) -> dict[str, TrainResult | Failure]:
+    """Train in the slots of a crew until nothing is left."""
+    running: dict[PrefectFuture[Any], BundleRef] = {}
+    outcomes: dict[str, TrainResult | Failure] = {}
+    patience = Patience()
+    while waiting or running:
+        while waiting and len(running) < workers.slots:
+            bundle = waiting.popleft()
+            running[workers.submit(train_fold, bundle=bundle)] = bundle
+        ended = workers.next_ended(running, len(waiting) + len(running))
+        bundle = running.pop(ended)
+        outcome = _outcome(workers, bundle, ended)
+        if isinstance(outcome, TrainPause):
+            if patience.is_left(bundle, outcome.why):
+                waiting.append(bundle)
+                continue
+            outcome = patience.over(bundle, outcome.why)
+        outcomes[bundle.name] = outcome
+    return outcomes
+
+
+def _outcome(
+    workers: Crew, bundle: BundleRef, future: PrefectFuture[Any]
+) -> TrainResult | TrainPause | Failure:
+    """What came of a training; one that was lost with its worker may go on."""
     try:
         outcome = future.result(raise_on_failure=False)
     except Exception as error:  # noqa: BLE001 - whatever was lost on the way is this one's alone
-        outcome = error
-    if isinstance(outcome, TrainResult):
+        if not is_lost(error):
+            return Failure(item=bundle.name, reason=str(error))
+        where = last_place(bundle)
+        return TrainPause(bundle=bundle, why=workers.lost(future, where.job_id if where else None))
+    if isinstance(outcome, TrainResult | TrainPause):
         return outcome
     return Failure(item=bundle.name, reason=str(outcome))
 
 
-def _shares(devices: tuple[str, ...], each: int) -> list[tuple[str, ...]]:
-    """The devices by training; what is left over, and too few, make one smaller share."""
-    whole = len(devices) // each * each
-    shares = [devices[i : i + each] for i in range(0, whole, each)]
-    return shares or ([devices] if devices else [])
+class Patience:
+    """How often a training may be begun anew: while it gets on, and a few times more."""
+
+    def __init__(self) -> None:
+        site = site_of()
+        self._most = site.fruitless_jobs if site else _FRUITLESS
+        self._marks: dict[str, int] = {}
+        self._fruitless: Counter[str] = Counter()
+        self._times: Counter[str] = Counter()
+
+    def is_left(self, bundle: BundleRef, why: str) -> bool:
+        """Whether to try once more, which is said in the run's log."""
+        mark, name = progress_mark(bundle), bundle.name
+        self._fruitless[name] = 0 if mark != self._marks.get(name, 0) else self._fruitless[name] + 1
+        self._marks[name] = mark
+        self._times[name] += 1
+        if self._fruitless[name] >= self._most:
+            return False
+        get_run_logger().warning(
+            "%s: %s; it goes on from its checkpoint (for the %d. time)",
+            name,
+            why,
+            self._times[name],
+        )
+        return True
+
+    def over(self, bundle: BundleRef, why: str) -> Failure:
+        """What is said of a training that does not get on."""
+        tried = f"{self._most} times in a row without having saved anything"
+        return Failure(item=bundle.name, reason=f"lost {tried}; at last: {why}")
 
 
 train = auto3dseg(TrainOptions, check)(run)

@@ -7,7 +7,7 @@ tasks, crops and cases are items.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 # Read by distributed when it is imported: its start-up chatter is not a run's log.
@@ -15,15 +15,17 @@ os.environ.setdefault("DASK_LOGGING__DISTRIBUTED", "warning")
 # A worker that dies with an item is reported, not tried again behind Prefect's back.
 os.environ.setdefault("DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES", "0")
 
-from distributed import Client, KilledWorker, as_completed
+from distributed import Client, Future, KilledWorker, as_completed
 from prefect.context import FlowRunContext
 from prefect_dask import DaskTaskRunner
 
 from cellmap_core.machine import cores, memory_bytes
 from cellmap_core.models import Mapper, serial
+from tasks import crew
 
 # What a worker may come to: its imports and the largest crop or case, in flat memory.
 _WORKER_BYTES = 1 << 30
+_WAIT_SECONDS = 5.0
 
 
 def task_runner() -> DaskTaskRunner:
@@ -46,17 +48,30 @@ def task_runner() -> DaskTaskRunner:
 
 
 def mapper() -> Mapper:
-    """Spread items over the flow's cluster; outside a flow run them here, one by one."""
+    """Spread items over the stage's jobs, else over the flow's own cluster.
+
+    Outside a flow run they are done here, one by one.
+    """
+    if (jobs := crew.current()) is not None:
+        return Spread(jobs.client, jobs)
     context = FlowRunContext.get()
     runner = getattr(context, "task_runner", None)
     return Spread(runner.client) if isinstance(runner, DaskTaskRunner) else serial
 
 
 class Spread:
-    """A mapper over the workers of a Dask cluster; see :class:`cellmap_core.models.Mapper`."""
+    """A mapper over the workers of a Dask cluster; see :class:`cellmap_core.models.Mapper`.
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
+    Parameters
+    ----------
+    client : Client
+        Of the cluster.
+    jobs : SiteCrew, optional
+        Whose workers come and go with the items there are.
+    """
+
+    def __init__(self, client: Client, jobs: crew.SiteCrew | None = None) -> None:
+        self._client, self._jobs = client, jobs
 
     def __call__(
         self,
@@ -77,7 +92,7 @@ class Spread:
         futures = self._client.map(function, list(items), pure=False)
         numbers = {future.key: number for number, future in enumerate(futures)}
         struck: list[int] = []
-        for future in as_completed(futures, loop=self._client.loop):
+        for future in self._as_ended(futures):
             try:
                 take(numbers[future.key], future.result())
             except KilledWorker:
@@ -85,10 +100,31 @@ class Spread:
         for number in sorted(struck):
             # A worker takes what is queued on it along: alone, an item shows whose fault it was.
             try:
-                result = self._client.submit(function, items[number], pure=False).result()
+                again = self._client.submit(function, items[number], pure=False)
+                result = next(self._as_ended([again])).result()
             except KilledWorker as error:
                 if lost is None:
                     raise
                 result = lost(items[number], error)
             take(number, result)
         return [results[number] for number in range(len(items))]
+
+    def _as_ended(self, futures: list[Future]) -> Iterator[Future]:
+        """The futures as they end, with jobs for those that are left."""
+        left = set(futures)
+        while left:
+            if self._jobs is not None:
+                self._jobs.check()
+                self._jobs.expect(len(left))
+            done, left = wait(left, _WAIT_SECONDS)
+            yield from done
+
+
+def wait(futures: set[Future], seconds: float) -> tuple[set[Future], set[Future]]:
+    """Those that have ended after so many seconds at the latest, and the others."""
+    try:
+        some = as_completed(futures, timeout=seconds).next_batch(block=True)
+    except TimeoutError:
+        some = []
+    ended = set(some) | {future for future in futures if future.done()}
+    return ended, futures - ended

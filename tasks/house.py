@@ -39,8 +39,7 @@ def house_task(name: str, *, run_name: str | None = None) -> Callable[[Callable[
         @functools.wraps(function)
         def run(*args: P.args, **kwargs: P.kwargs) -> Any:
             result = function(*args, **kwargs)
-            state = "Cached" if result.up_to_date else None
-            return Completed(name=state, message=result.tally(), data=result)
+            return Completed(name=result.state_name, message=result.tally(), data=result)
 
         return prefect_task(
             run,

@@ -6,27 +6,52 @@ from typing import Any
 
 from prefect import get_run_logger
 
-from cellmap_core.models import BundleRef, TrainResult
+from cellmap_core.cluster.here import ending, place
+from cellmap_core.errors import TrainingInterrupted
+from cellmap_core.machine import cores
+from cellmap_core.machine import gpus as gpus_there
+from cellmap_core.models import BundleRef, TrainPause, TrainResult
 from cellmap_core.report.training_page import fold_markdown, running_markdown
-from cellmap_core.training.launch import read_epochs, train_bundle
+from cellmap_core.training.launch import leave_place, read_epochs, train_bundle
 from tasks.artifacts import LivePage, Progress
 from tasks.house import house_task
 
 
 @house_task("train", run_name="train {bundle.algo}_{bundle.fold}")
-def train_fold(bundle: BundleRef, threads: int | None, gpus: tuple[str, ...] = ()) -> TrainResult:
-    """Train one bundle; its log lines and epochs show in the run while it goes on."""
+def train_fold(
+    bundle: BundleRef, threads: int | None = None, gpus: tuple[str, ...] | None = ()
+) -> TrainResult | TrainPause:
+    """Train one bundle; its log lines and epochs show in the run while it goes on.
+
+    In a job of a cluster (``gpus`` None) it takes all of the job, and ends in time before the
+    wall time is over: another job goes on.
+    """
+    log = get_run_logger().info
     progress = Progress(f"progress-{bundle.name}", bundle.name)
     page = LivePage(f"training-{bundle.name}", f"Training of {bundle.name}")
+    here = place() if gpus is None else None
+    if here is not None:
+        log("%s trains in %s", bundle.name, here)
+        leave_place(bundle, here)
 
     def on_epoch(epoch: dict[str, Any]) -> None:
         progress.show(epoch["epoch"] / epoch["epochs"], _said(epoch))
-        page.show(lambda: running_markdown(bundle.name, read_epochs(bundle)))
+        page.show(lambda: running_markdown(bundle.name, read_epochs(bundle)) + _where(here))
 
-    result = train_bundle(bundle, get_run_logger().info, on_epoch, threads=threads, gpus=gpus)
+    mine = gpus_there() if gpus is None else gpus
+    try:
+        result = train_bundle(bundle, log, on_epoch, threads=threads or cores(), gpus=mine)
+    except TrainingInterrupted:
+        if here is None or not ending():
+            raise
+        return TrainPause(bundle=bundle, why=f"{here} reached its wall time")
     progress.show(1.0, "done")
-    page.show(lambda: fold_markdown(result, read_epochs(bundle)), last=True)
+    page.show(lambda: fold_markdown(result, read_epochs(bundle)) + _where(here), last=True)
     return result
+
+
+def _where(here: object | None) -> str:
+    return f"\n\nTrained in {here}.\n" if here is not None else ""
 
 
 def _said(epoch: dict[str, Any]) -> str:

@@ -22,6 +22,8 @@ from cellmap_core.models import Frozen
 
 #: Names the profile of the site, a YAML file, for flows and workers.
 SITE_VARIABLE = "AUTO3DSEG_SITE"
+#: Where the logs of a run's jobs go, once it runs: ``log_dir`` of where it was submitted.
+LOGS_VARIABLE = "AUTO3DSEG_LOGS"
 
 Stage = Literal["flow", "convert", "analyze", "train", "ensemble"]
 #: What runs in jobs of its own; ``flow`` is the run itself, which starts the others.
@@ -61,6 +63,10 @@ class Site(Frozen):
         description="shell lines every job runs first: modules, conda, a container's aliases",
     )
     environment: dict[str, str] = Field({}, description="variables every job gets")
+    python: str | None = Field(
+        None,
+        description="Python of the project in a job, after setup (default: the one that submits)",
+    )
     log_dir: Place = Field(Path("logs"), description="where the jobs' logs go; on a shared disk")
     scratch: Place | None = Field(
         None, description="node-local folder for temporary files (default: the node's own TMPDIR)"
@@ -154,7 +160,11 @@ def site_of(environment: Mapping[str, str] = os.environ) -> Site | None:
         It names one that cannot be used.
     """
     path = environment.get(SITE_VARIABLE)
-    return read_site(Path(path)) if path else None
+    if not path:
+        return None
+    site = read_site(Path(path))
+    logs = environment.get(LOGS_VARIABLE)
+    return site.model_copy(update={"log_dir": Path(logs)}) if logs else site
 
 
 class _Defaults(Frozen):

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from cellmap_core.cluster.here import ending
 from cellmap_core.errors import CellmapError, OptionError, TrainingInterrupted
 from cellmap_core.machine import keep_memory
 from cellmap_core.training.config_files import read_config
@@ -105,7 +106,7 @@ def parse(arguments: Sequence[str]) -> tuple[list[Path], dict[str, str]]:
 
 
 def _watch() -> Callable[[Path], Callable[[], bool]]:
-    """Whether to end: a signal came, a stop file is there, or who started this one is gone."""
+    """Whether to end: a signal came, a stop file is there, the job or who started it ends."""
     asked: list[int] = []
     for number in _SIGNALS:
         signal.signal(number, lambda received, _frame: asked.append(received))
@@ -116,6 +117,7 @@ def _watch() -> Callable[[Path], Callable[[], bool]]:
         return lambda: (
             bool(asked)
             or any(file.exists() for file in files)
+            or ending()
             or (parent > 0 and not _lives(parent))
         )
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from cellmap_core.cluster.jobs import Resources
+from cellmap_core.cluster.profiles import site_of
 from cellmap_core.datastats.balance import class_weights
 from cellmap_core.datastats.reports import read_summary
 from cellmap_core.errors import StatisticsError
@@ -74,14 +76,26 @@ def memory_there(gpu_memory_gb: float | None = None) -> Memory:
     Parameters
     ----------
     gpu_memory_gb : float, optional
-        Of the GPUs to train on, where they are not in this machine (default: this machine's
-        GPUs, else its host memory within cgroup and SLURM limits).
+        Of the GPUs to train on, where they are not in this machine (default: what the site
+        profile says of its trainings' jobs, else this machine's GPUs, else its host memory
+        within cgroup and SLURM limits).
     """
     if gpu_memory_gb is not None:
         return Memory(kind="gpu", size_bytes=_coarse(gpu_memory_gb * _GIB))
+    if (site := site_of()) is not None:
+        return _of_jobs(site.of("train"))
     if found := gpu_memory_bytes():
         return Memory(kind="gpu", size_bytes=_coarse(found))
     return Memory(kind="host", size_bytes=_coarse(memory_bytes()))
+
+
+def _of_jobs(train: Resources) -> Memory:
+    """What a training's job has; this process may run on a machine without any GPU."""
+    if not train.gpus:
+        return Memory(kind="host", size_bytes=_coarse(train.memory_gb * 1e9))
+    if train.gpu_memory_gb is None:
+        return Facts.model_fields["memory"].default  # type: ignore[no-any-return]
+    return Memory(kind="gpu", size_bytes=_coarse(train.gpu_memory_gb * _GIB))
 
 
 def _coarse(size: float) -> int:

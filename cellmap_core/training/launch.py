@@ -12,13 +12,23 @@ from pathlib import Path
 from typing import Any
 
 from cellmap_core.bundles.names import is_ours
+from cellmap_core.cluster.here import Place
 from cellmap_core.errors import BundleError, TrainingError, TrainingInterrupted
 from cellmap_core.models import BundleRef, TrainResult
+from cellmap_core.provenance import write_text
 from cellmap_core.training.config_files import CONFIG_NAME, MODEL_FOLDER
 from cellmap_core.training.history import read_records
 from cellmap_core.training.result import read_result
 
-__all__ = ["command", "read_epochs", "read_result", "train_bundle"]
+__all__ = [
+    "command",
+    "last_place",
+    "leave_place",
+    "progress_mark",
+    "read_epochs",
+    "read_result",
+    "train_bundle",
+]
 
 #: Exit code of a training that was asked to end and can go on (sysexits' EX_TEMPFAIL).
 EXIT_GO_ON = 75
@@ -31,6 +41,7 @@ STOP_NAME = "STOP"
 #: Tells the child who started it, so that it ends when that process is gone.
 PARENT_VARIABLE = "AUTO3DSEG_PARENT"
 
+_PLACE_NAME = "job.json"
 _KEPT_LINES = 15
 # A step and a checkpoint of a large model fit in this; SLURM's own KillWait is 30 s.
 _GRACE_SECONDS = 60.0
@@ -178,6 +189,25 @@ def _end(process: subprocess.Popen[str]) -> None:
 def read_epochs(bundle: BundleRef) -> list[dict[str, Any]]:
     """Records of all epochs a bundle has trained: epoch, epochs, loss, dice, mean_dice, seconds."""
     return [r for r in read_records(bundle.folder / MODEL_FOLDER) if r["event"] == "epoch"]
+
+
+def leave_place(bundle: BundleRef, here: Place) -> None:
+    """Note which job trains a bundle, for whoever has to tell what became of it."""
+    write_text(bundle.folder / _PLACE_NAME, here.model_dump_json() + "\n")
+
+
+def last_place(bundle: BundleRef) -> Place | None:
+    """The job that trained a bundle last; None where none did."""
+    try:
+        return Place.model_validate_json((bundle.folder / _PLACE_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def progress_mark(bundle: BundleRef) -> int:
+    """A number that changes whenever the training has saved something to go on from."""
+    saved = (bundle.folder / MODEL_FOLDER).glob("*.pt")
+    return max((file.stat().st_mtime_ns for file in saved if file.exists()), default=0)
 
 
 def _report(bundle: BundleRef, seen: int, on_epoch: Callable[[dict[str, Any]], None]) -> int:

@@ -1,0 +1,204 @@
+"""Who does the work of a stage: this machine's cores and GPUs, or jobs of a cluster.
+
+A flow asks for the crew of a stage and gives it tasks; where they run is the site profile's
+matter alone (:mod:`cellmap_core.cluster.profiles`), and without one they run here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Protocol
+
+from distributed import Client
+from prefect import Task, get_client, get_run_logger
+from prefect.context import FlowRunContext
+from prefect.futures import PrefectFuture, as_completed
+from prefect.states import Crashed, State
+from prefect_dask import DaskTaskRunner
+
+from cellmap_core.cluster.profiles import Site, Stage, site_of
+from cellmap_core.errors import StageJobsError, is_lost
+from cellmap_core.machine import cores, gpus
+
+# A stage whose jobs are refused is found out between two of these.
+_WAIT_SECONDS = 5.0
+
+
+class Crew(Protocol):
+    """Runs tasks side by side, as many as it has slots for."""
+
+    slots: int
+
+    def submit(self, task: Task[..., Any], **parameters: Any) -> PrefectFuture[Any]:
+        """Begin a task, in a slot that is free."""
+
+    def run(self, task: Task[..., Any], **parameters: Any) -> State[Any]:
+        """Run one task to its end; gives its state."""
+
+    def next_ended(self, running: Collection[PrefectFuture[Any]], left: int) -> PrefectFuture[Any]:
+        """Wait until one of the tasks has ended; ``left`` are to do in all, these included."""
+
+    def lost(self, future: PrefectFuture[Any], job_id: int | None) -> str:
+        """Mark a task as crashed that died with its worker; says what became of that one."""
+
+
+class LocalCrew:
+    """Shares this machine out: a slot has a GPU (or several), or some of the cores."""
+
+    def __init__(self, most: int, gpus_each: int) -> None:
+        devices = _shares(gpus(), gpus_each)
+        self.slots = max(1, min(most, len(devices) or cores()))
+        self._threads = max(1, cores() // self.slots)
+        self._free = [devices[n] if devices else () for n in range(self.slots)]
+        self._taken: dict[PrefectFuture[Any], tuple[str, ...]] = {}
+
+    def submit(self, task: Task[..., Any], **parameters: Any) -> PrefectFuture[Any]:
+        """Begin a task with the threads and GPUs of a free slot."""
+        mine = self._free.pop()
+        future = task.submit(**parameters, threads=self._threads, gpus=mine)
+        self._taken[future] = mine
+        return future
+
+    def next_ended(self, running: Collection[PrefectFuture[Any]], left: int) -> PrefectFuture[Any]:
+        """Wait for one, however it ends: its slot is free then."""
+        ended = next(as_completed(list(running)))
+        self._free.append(self._taken.pop(ended))
+        return ended
+
+    def run(self, task: Task[..., Any], **parameters: Any) -> State[Any]:
+        """Run one task in this process, which has all of the machine."""
+        return task(**parameters, return_state=True)
+
+    def lost(self, future: PrefectFuture[Any], job_id: int | None) -> str:
+        """A process of this machine that died, of want of memory for the most part."""
+        _mark_crashed(future, said := "its worker process died")
+        return said
+
+
+class SiteCrew:
+    """Jobs of a cluster, one for each slot; those that die are replaced."""
+
+    def __init__(self, site: Site, stage: Stage, most: int | None) -> None:
+        # Only here: on one machine none of this is loaded.
+        from tasks.stage_jobs import StageCluster
+
+        run = _flow_run()
+        self._log = get_run_logger().info
+        self._site, self._resources = site, site.of(stage)
+        self.slots = min(most or self._resources.jobs, self._resources.jobs)
+        self._cluster = StageCluster(site, stage, str(run.id), run.name, self._log)
+        self._runner = DaskTaskRunner(cluster=self._cluster)
+
+    def __enter__(self) -> SiteCrew:
+        self._runner.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        try:
+            self._runner.__exit__(*error)
+        finally:
+            self._cluster.close()
+
+    def submit(self, task: Task[..., Any], **parameters: Any) -> PrefectFuture[Any]:
+        """Begin a task that takes all of a job."""
+        return self._runner.submit(task, parameters={**parameters, "threads": None, "gpus": None})
+
+    def next_ended(self, running: Collection[PrefectFuture[Any]], left: int) -> PrefectFuture[Any]:
+        """Wait for one, with as many jobs as there is work for."""
+        self._cluster.expect(left)
+        while True:
+            try:
+                return next(as_completed(list(running), timeout=_WAIT_SECONDS))
+            except TimeoutError:
+                self._cluster.check()
+
+    def run(self, task: Task[..., Any], **parameters: Any) -> State[Any]:
+        """Run one task in a job, and in another one where that was lost."""
+        for time in range(1, self._site.restarts + 2):
+            future = self._runner.submit(task, parameters=parameters)
+            self.next_ended([future], 1)
+            try:
+                future.result(raise_on_failure=False)
+            except Exception as error:
+                if not is_lost(error):
+                    raise
+                said = self.lost(future, None)
+                self._log("%s: %s; it begins again (for the %d. time)", task.name, said, time)
+            else:
+                return future.state
+        raise StageJobsError(f"{task.name} was lost {time} times", "", "give its jobs more hours")
+
+    def lost(self, future: PrefectFuture[Any], job_id: int | None) -> str:
+        """A job that the cluster took away, or that broke."""
+        said = self._cluster.how_ended(job_id) if job_id else "its job was lost"
+        _mark_crashed(future, said)
+        return said
+
+    @property
+    def client(self) -> Client:
+        """Of its Dask scheduler, to spread items over."""
+        return self._runner.client
+
+    def expect(self, items: int) -> None:
+        """Have jobs for so many items."""
+        self._cluster.expect(math.ceil(items / self._resources.cores))
+
+    def check(self) -> None:
+        """Raise what keeps this crew from having jobs; see `StageCluster.check`."""
+        self._cluster.check()
+
+
+_current: ContextVar[SiteCrew | None] = ContextVar("crew", default=None)
+
+
+def current() -> SiteCrew | None:
+    """The crew of jobs that the running stage has; None on one machine."""
+    return _current.get()
+
+
+@contextmanager
+def crew(stage: Stage, most: int | None = None, gpus_each: int = 1) -> Iterator[Crew]:
+    """The crew of a stage, for as long as the block lasts.
+
+    Parameters
+    ----------
+    stage : str
+        Of the site profile.
+    most : int, optional
+        Pieces of work at a time.
+    gpus_each : int
+        GPUs for each on this machine; a profile's stage says it for its jobs.
+    """
+    site = site_of()
+    if site is None:
+        yield LocalCrew(most or cores(), gpus_each)
+        return
+    with SiteCrew(site, stage, most) as jobs:
+        token = _current.set(jobs)
+        try:
+            yield jobs
+        finally:
+            _current.reset(token)
+
+
+def _flow_run() -> Any:
+    context = FlowRunContext.get()
+    assert context is not None
+    assert context.flow_run is not None
+    return context.flow_run
+
+
+def _mark_crashed(future: PrefectFuture[Any], said: str) -> None:
+    """Prefect's retries do not see a lost worker, and leave its task running for ever."""
+    with get_client(sync_client=True) as client:
+        client.set_task_run_state(future.task_run_id, Crashed(message=said), force=True)
+
+
+def _shares(devices: tuple[str, ...], each: int) -> list[tuple[str, ...]]:
+    """The devices by slot; what is left over, and too few, make one smaller share."""
+    whole = len(devices) // each * each
+    shares = [devices[i : i + each] for i in range(0, whole, each)]
+    return shares or ([devices] if devices else [])

@@ -1,0 +1,68 @@
+"""Tasks: what a run would submit, before it; and beside it what it used, afterwards."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from cellmap_core.cluster.plan import Plan, plan_here, read_plan, training_uses, write_plan
+from cellmap_core.cluster.uses import read_uses
+from cellmap_core.errors import CellmapError
+from cellmap_core.models import StageResult
+from cellmap_core.options import PlanOptions, TrainOptions
+from cellmap_core.provenance import write_text
+from cellmap_core.report.plan_page import plan_markdown, plan_table, used_markdown, used_table
+from tasks.artifacts import publish_page, publish_table
+from tasks.house import house_task
+
+logger = logging.getLogger(__name__)
+
+#: The page of the plan, in the work folder.
+PAGE_NAME = "plan.md"
+
+
+@house_task("plan")
+def plan_run(options: PlanOptions | TrainOptions) -> StageResult:
+    """Plan a run, keep the plan in the work folder and publish it.
+
+    Problems are in the plan, for whoever asked to refuse or to warn.
+    """
+    plan = plan_here(options)
+    write_plan(options.work_dir, plan)
+    page = plan_markdown(plan)
+    write_text(options.work_dir / PAGE_NAME, page)
+    publish_page("plan", page, "What the run would submit, and what there is")
+    publish_table("plan-stages", plan_table(plan), "The plan, stage by stage")
+    return StageResult(done=len(plan.stages))
+
+
+def publish_plan(options: PlanOptions | TrainOptions) -> Plan | None:
+    """Plan a run that starts now; a plan that cannot be made is told, and ends no run."""
+    try:
+        plan_run(options, return_state=True).result()
+        return read_plan(options.work_dir)
+    except (CellmapError, OSError) as error:
+        logger.warning("the run is not planned: %s", error)
+        return None
+
+
+def publish_used(work_dir: Path) -> None:
+    """Publish the plan anew, with what the run used beside it; nothing where there is none."""
+    plan = read_plan(work_dir)
+    if plan is None:
+        return
+    try:
+        _publish_used(plan, work_dir, return_state=True).result()
+    except (CellmapError, OSError) as error:
+        logger.warning("what the run used is not shown: %s", error)
+
+
+@house_task("predicted and used")
+def _publish_used(plan: Plan, work_dir: Path) -> StageResult:
+    known = read_uses(work_dir)
+    uses = (*known, *training_uses(work_dir, plan, known))
+    page = used_markdown(plan, uses)
+    write_text(work_dir / PAGE_NAME, page)
+    publish_page("plan", page, "Predicted, and used")
+    publish_table("plan-stages", used_table(plan, uses), "Predicted and used, stage by stage")
+    return StageResult(done=len(uses))
