@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from cellmap_core.models import Frozen
 
-Mode = Literal["full", "convert", "analyze", "generate", "train", "ensemble"]
+Mode = Literal["full", "convert", "analyze", "generate", "train", "ensemble", "plan"]
 
 
 def _native_or_triple(value: Any) -> Any:
@@ -159,7 +159,11 @@ class EnsembleOptions(_AlgoOptions):
     folds: list[int] | None = Field(None, description="use only these folds' models")
 
 
-class FullOptions(AnalyzeOptions, GenerateOptions, TrainOptions):
+class PlanOptions(AnalyzeOptions, GenerateOptions, TrainOptions):
+    """Options of ``plan``: those of ``full``, of which it says what the run would submit."""
+
+
+class FullOptions(PlanOptions):
     """Options of ``full``: everything, from the datasplit or from a datalist."""
 
     mode: Mode = Field("full", description="which part of the pipeline to run")
@@ -173,4 +177,5 @@ MODELS: dict[str, type[Frozen]] = {
     "generate": GenerateOptions,
     "train": TrainOptions,
     "ensemble": EnsembleOptions,
+    "plan": PlanOptions,
 }

@@ -1,4 +1,7 @@
-"""Full: convert, analyze, generate, train and ensemble, or with ``mode`` one of them alone."""
+"""Full: convert, analyze, generate, train and ensemble, or with ``mode`` one of them alone.
+
+The run is planned before it starts, and beside the plan stands in the end what it used.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,10 @@ from cellmap_core.folds import check_fold_count
 from cellmap_core.models import ConvertResult, Failure, StageResult
 from cellmap_core.options import MODELS, FullOptions
 from cellmap_core.work import datalist_of, ensure_folder
-from flows import analyze, convert, ensemble, generate, train
+from flows import analyze, convert, ensemble, generate, plan, train
 from flows.house import auto3dseg, shell
+from flows.plan import refuse_too_big
+from tasks.plan import publish_plan, publish_used
 
 STAGES: dict[str, ModuleType] = {
     "convert": convert,
@@ -26,12 +31,18 @@ STAGES: dict[str, ModuleType] = {
     "train": train,
     "ensemble": ensemble,
 }
+#: Each stage can be asked for alone, and the plan of all of them.
+MODES = {**STAGES, "plan": plan}
+#: Modes that are planned: those that take days.
+_PLANNED = ("full", "train")
 
 
 def check(options: FullOptions) -> None:
     """Refuse, before anything is made, what some later stage could not do."""
     if options.mode != "full":
-        STAGES[options.mode].check(_for(options.mode, options))
+        MODES[options.mode].check(_for(options.mode, options))
+        if options.mode in _PLANNED:
+            refuse_too_big(_for(options.mode, options))
         return
     check_choice(options)
     if options.datalist is not None:
@@ -43,12 +54,24 @@ def check(options: FullOptions) -> None:
     ensure_folder(options.work_dir, "work_dir")
     if options.datalist is None:
         ensure_folder(options.output_dir, "output_dir")
+    refuse_too_big(options)
 
 
 def run(options: FullOptions) -> StageResult:
+    """Run a mode; beside the plan made at its start stands in the end what it used."""
+    if options.mode not in _PLANNED:
+        return MODES[options.mode].run(_for(options.mode, options))
+    planned = options if options.mode == "full" else _for(options.mode, options)
+    made = publish_plan(planned)
+    for problem in made.problems if made else ():
+        get_run_logger().warning("the plan: %s", problem)
+    result = _all(options) if options.mode == "full" else train.run(planned)
+    publish_used(options.work_dir)
+    return result
+
+
+def _all(options: FullOptions) -> StageResult:
     """Run the stages one after another; what fails in one is listed at the end of all."""
-    if options.mode != "full":
-        return STAGES[options.mode].run(_for(options.mode, options))
     stages = list(STAGES)
     if options.datalist is not None:
         stages.remove("convert")

@@ -5,7 +5,14 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from cellmap_core.cluster.plan import Plan, plan_here, read_plan, training_uses, write_plan
+from cellmap_core.cluster.plan import (
+    PLAN_NAME,
+    Plan,
+    plan_here,
+    read_plan,
+    training_uses,
+    write_plan,
+)
 from cellmap_core.cluster.uses import read_uses
 from cellmap_core.errors import CellmapError
 from cellmap_core.models import StageResult
@@ -27,6 +34,8 @@ def plan_run(options: PlanOptions | TrainOptions) -> StageResult:
 
     Problems are in the plan, for whoever asked to refuse or to warn.
     """
+    # The plan of an earlier run says nothing of this one.
+    (options.work_dir / PLAN_NAME).unlink(missing_ok=True)
     plan = plan_here(options)
     write_plan(options.work_dir, plan)
     page = plan_markdown(plan)
