@@ -144,7 +144,7 @@ def _limits(asked: Resources, nodes: list[Node]) -> Iterator[str]:
         )
     times = [n.minutes for n in nodes]
     if None not in times and (longest := max(t or 0 for t in times)) < asked.minutes:
-        yield f"hours: {asked.hours:g} asked, {where} allows {longest / 60:g}"
+        yield f"hours: {asked.hours:g} asked, {where} allows {longest / 60:.3g}"
 
 
 def _instead(name: str, there: list[str]) -> str:

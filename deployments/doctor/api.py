@@ -72,12 +72,10 @@ class Api:
         ServiceError
             There was none, or it was no.
         """
-        request = urllib.request.Request(
-            f"{self.url}/{path}",
-            data=None if question is None else json.dumps(question).encode(),
-            headers={"Content-Type": "application/json", **self._identity()},
-        )
+        data = None if question is None else json.dumps(question).encode()
+        headers = {"Content-Type": "application/json", **self._identity()}
         try:
+            request = urllib.request.Request(f"{self.url}/{path}", data, headers)
             with urllib.request.urlopen(
                 request, timeout=_ANSWER_SECONDS, context=self._context
             ) as answer:

@@ -10,10 +10,10 @@
 #
 # shellcheck shell=bash
 
-# Ctrl-C for the flow and all its processes: trainings save, and the flow says it was interrupted.
-interrupt() {
+# Pass a signal on to the flow and all its processes; trainings save and end.
+tell() {
     told=$1
-    [ -z "$flow_pid" ] || kill -INT -- "-$flow_pid" 2>/dev/null
+    [ -z "$flow_pid" ] || kill -s "$2" -- "-$flow_pid" 2>/dev/null
 }
 
 # What the flow finds: a Python, and folders that no other job has.
@@ -24,11 +24,13 @@ prepare() {
         PATH=$project/.venv/bin:$PATH
     fi
     scratch=$(mktemp -d "${AUTO3DSEG_SCRATCH:-${TMPDIR:-/tmp}}/auto3dseg-$SLURM_JOB_ID.XXXXXX") || exit 1
-    trap 'rm -rf -- "$scratch"' EXIT
+    trap clean_up EXIT
     export TMPDIR=$scratch
     # SQLite, which the job's own server uses, wants a local disk.
     [ -n "${PREFECT_API_URL:-}" ] || export PREFECT_HOME=$scratch/prefect
 }
+
+clean_up() { rm -rf -- "$scratch"; }
 
 # The flow's exit code, and the end of all its processes when it was told to end.
 follow() {
@@ -49,6 +51,7 @@ go_on() {
     local done=${SLURM_RESTART_COUNT:-0} most=${AUTO3DSEG_RESTARTS:-20}
     if [ "$done" -lt "$most" ]; then
         echo "The wall time is nearly over: job $SLURM_JOB_ID starts again (restart $((done + 1)) of $most)."
+        clean_up # SLURM kills this script before it has ended.
         scontrol requeue "$SLURM_JOB_ID" && return
     fi
     echo "The wall time is nearly over: submit the job again, with the same options; it goes on."
@@ -57,16 +60,16 @@ go_on() {
 run_flow() {
     local flow=$1 told="" flow_pid="" code
     shift
-    # SLURM warns of the wall time by USR1 (--signal above); TERM comes when the job is cancelled,
-    # or is driven out by another, and then SLURM itself decides whether it starts again.
-    trap 'interrupt wall' USR1
-    trap 'interrupt end' TERM
+    # SLURM warns of the wall time by USR1 (--signal above), which is Ctrl-C to the flow. TERM comes
+    # when the job is cancelled, or driven out by another: SLURM decides whether it starts again.
+    trap 'tell wall INT' USR1
+    trap 'tell end TERM' TERM
     prepare
     echo "$(date '+%F %T') job $SLURM_JOB_ID on $(hostname): flows/$flow.py $*"
     set -m # the flow gets a process group of its own, which can be told as a whole
     python "$project/flows/$flow.py" "$@" &
     flow_pid=$!
-    [ -z "$told" ] || interrupt "$told"
+    [ -z "$told" ] || tell "$told" INT
     follow
     [ "$told" != wall ] || [ "$code" -eq 0 ] || go_on
     exit "$code"
