@@ -106,6 +106,16 @@ def epochs(work):
     return [record["epoch"] for record in records if record["event"] == "epoch"]
 
 
+def wait_for_epochs(submit, job, work, count):
+    """Until a training has recorded more epochs than that, as long as its job is alive."""
+
+    def there():
+        assert submit.cluster.job(job)["state"] in {"PENDING", "RUNNING"}, submit.log("train", job)
+        return len(epochs(work)) > count
+
+    wait_until(there, lambda: submit.log("train", job), PATIENCE)
+
+
 def test_a_training_goes_on_in_the_next_wall_time_and_ends_when_cancelled(
     submit, converted, cluster
 ):
@@ -115,7 +125,7 @@ def test_a_training_goes_on_in_the_next_wall_time_and_ends_when_cancelled(
         "--num_epochs", 5000, "--overrides", *TINY,
         options=["--time=10", "--signal=B:USR1@60"],
     )  # fmt: skip
-    wait_until(lambda: len(epochs(work)) > 2, lambda: submit.log("train", job), PATIENCE)
+    wait_for_epochs(submit, job, work, 2)
     cluster.end_time(job, 80)  # Told at SLURM's next look, within half a minute.
     cluster.wait_for(job, "PENDING", 120)
     before = epochs(work)
@@ -127,7 +137,7 @@ def test_a_training_goes_on_in_the_next_wall_time_and_ends_when_cancelled(
 
     cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=10")
     cluster.release(job)
-    wait_until(lambda: len(epochs(work)) > len(before), lambda: submit.log("train", job), PATIENCE)
+    wait_for_epochs(submit, job, work, len(before))
     # No epoch is trained twice, and none is left out.
     seen = epochs(work)
     assert seen == list(range(1, len(seen) + 1))
