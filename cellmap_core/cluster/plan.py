@@ -31,7 +31,7 @@ from cellmap_core.cluster.rates import (
 from cellmap_core.cluster.slurm import Slurm
 from cellmap_core.cluster.uses import USES_NAME, JobUse, append_use, read_uses
 from cellmap_core.datastats.reports import read_summary
-from cellmap_core.errors import OptionError, PlanError, SchedulerUnavailable
+from cellmap_core.errors import OptionError, PlanError, SchedulerUnavailable, SubmissionRefused
 from cellmap_core.models import BundleRef, Frozen
 from cellmap_core.options import ConvertOptions, PlanOptions, TrainOptions
 from cellmap_core.provenance import write_json
@@ -324,8 +324,6 @@ class _Planner:
                 f"first: {sizes.unread[0]}"
             )
 
-    # What there is
-
     @property
     def _name(self) -> str:
         return self.site.name if self.site else "this machine"
@@ -356,8 +354,6 @@ class _Planner:
     def _doubt(self, text: str) -> None:
         if text not in self.doubts:
             self.doubts.append(text)
-
-    # Configurations
 
     def derived(self, options: PlanOptions) -> dict[str, TrainConfig]:
         """The values that ``generate`` will give each bundle, by name of the bundle."""
@@ -409,8 +405,6 @@ class _Planner:
             validation_cases=len(validation),
             memory=memory,
         )
-
-    # Stages
 
     def convert(self, options: ConvertOptions) -> StagePlan:
         """Conversion of all cases."""
@@ -650,8 +644,6 @@ class _Planner:
             f"{asked.memory_gb:.1f}; {do}"
         )
 
-    # The whole
-
     def finished(
         self, stages: list[StagePlan], slurm: Slurm | None, output_dir: Path | None
     ) -> Plan:
@@ -670,7 +662,7 @@ class _Planner:
             try:
                 asked_of = [s for s in STAGES if any(p.stage == s for p in stages)]
                 self.problems += problems_of(self.site, slurm, asked_of)
-            except SchedulerUnavailable as error:
+            except (SchedulerUnavailable, SubmissionRefused) as error:
                 self._doubt(f"the cluster could not be asked ({error})")
         return Plan(
             site=self._name,

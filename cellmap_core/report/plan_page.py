@@ -55,8 +55,8 @@ def used_table(plan: Plan, uses: Sequence[JobUse]) -> list[dict[str, Cell]]:
 
 def _verdict(plan: Plan) -> str:
     total = (
-        f"{plan.jobs} jobs, {_hours(plan.core_hours)} core hours, {_hours(plan.gpu_hours)} GPU "
-        f"hours, {_gigabytes(plan.disk_bytes)} GB on disk."
+        f"{plan.jobs} jobs with all of their chains, {_hours(plan.core_hours)} core hours, "
+        f"{_hours(plan.gpu_hours)} GPU hours, {_gigabytes(plan.disk_bytes)} GB on disk."
     )
     if not plan.problems:
         return f"It fits: {total}"

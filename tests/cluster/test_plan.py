@@ -16,7 +16,7 @@ from cellmap_core.cluster.profiles import SITE_VARIABLE, Site, Stages
 from cellmap_core.cluster.rates import ASSUMED_FLOPS, forward_flops, total_flops
 from cellmap_core.cluster.uses import USES_NAME, JobUse, append_use, read_uses
 from cellmap_core.datastats.analyze import analyze
-from cellmap_core.errors import DatalistError, PlanError
+from cellmap_core.errors import DatalistError, PlanError, SchedulerUnavailable
 from cellmap_core.options import ConvertOptions, PlanOptions, TrainOptions
 from cellmap_core.report.plan_page import plan_markdown, plan_table, used_markdown, used_table
 from cellmap_core.training import history
@@ -224,6 +224,33 @@ def test_a_training_longer_than_the_wall_time_goes_in_a_chain(planned):
     assert stage(planned(num_epochs=10), "train segresnet").chain == 1
 
 
+class SaysNo:
+    """A cluster whose nodes have no GPU, as ``sinfo`` tells."""
+
+    def show(self, *_command):
+        return "n1|cpu*|64|512000|(null)|(null)|infinite\n"
+
+    def test(self, _spec):
+        """All it is asked, it takes."""
+
+
+def test_what_the_cluster_does_not_have_is_refused(converted, tmp_path):
+    asked = options(tmp_path / "w", datalist=converted.datalist)
+    (first, second) = make_plan(asked, site(), SaysNo()).problems
+    assert first == "stages.train.gpus: no node of the default partition has a GPU"
+    assert second.startswith("stages.ensemble.gpus")
+
+
+def test_a_cluster_that_does_not_answer_is_a_doubt(converted, tmp_path):
+    class Silent(SaysNo):
+        def show(self, *_command):
+            raise SchedulerUnavailable("sinfo did not answer within 60 s")
+
+    plan = make_plan(options(tmp_path / "w", datalist=converted.datalist), site(), Silent())
+    assert plan.problems == ()
+    assert any("sinfo did not answer" in d for d in plan.doubts)
+
+
 def test_the_run_itself_lasts_as_long_as_all_stages_with_their_slots(planned):
     one, two = (planned(site(jobs=n), num_epochs=10**5) for n in (1, 2))
     trainings = stage(one, "train segresnet")
@@ -342,7 +369,9 @@ def test_trainings_without_a_job_tell_what_they_used_themselves(idle_bundle):
 
 def test_the_page_says_whether_it_fits_with_limits_and_assumptions():
     page = plan_markdown(one_training())
-    assert "**It does not fit**: 4 jobs, 48 core hours, 6 GPU hours" in page
+    assert (
+        "**It does not fit**: 4 jobs with all of their chains, 48 core hours, 6 GPU hours" in page
+    )
     assert "| train segresnet | 2 | 2 | 3 | 4 | 2 | 2 | 48 | 6 |" in page
     assert "| train segresnet | 8 | 4.0 | 64.0 | 1 | 12.5 | 48 |" in page
     assert "- a doubt" in page

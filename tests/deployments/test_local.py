@@ -21,6 +21,8 @@ TINY = {
     },
 }
 ARTIFACTS = {
+    "plan",
+    "plan-stages",
     "crops",
     "crops-summary",
     "crops-sheet",
@@ -79,7 +81,7 @@ def test_every_stage_is_a_task_and_publishes(first, client):
     states = {name.split("-")[0]: state for name, state in client.task_states(run).items()}
     assert set(states) == {
         "convert", "analyze", "generate", "train segresnet_0", "train segresnet_1",
-        "leaderboard", "ensemble",
+        "leaderboard", "ensemble", "plan", "predicted and used",
     }  # fmt: skip
     assert all(state.is_completed() for state in states.values())
     artifacts = client.artifacts(run)
@@ -129,10 +131,10 @@ def test_a_second_run_does_nothing_and_says_so(first, client, options):
     assert outcome.returncode == 0, outcome.stdout + outcome.stderr
     assert run.state.name == "Cached"
     assert "nothing to do" in run.state.message
+    # What only shows a run is shown of each.
+    shows = ("leaderboard", "plan", "predicted")
     states = client.task_states(run)
-    assert {state.name for name, state in states.items() if not name.startswith("leaderboard")} == {
-        "Cached"
-    }
+    assert {s.name for name, s in states.items() if not name.startswith(shows)} == {"Cached"}
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert set(client.artifacts(run)) >= ARTIFACTS
 
