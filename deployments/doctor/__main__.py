@@ -19,7 +19,7 @@ from cellmap_core.cluster.slurm import Slurm
 from cellmap_core.errors import CellmapError
 from deployments.doctor import api as apis
 from deployments.doctor import cluster, places
-from deployments.doctor.finding import Finding, Level, warning
+from deployments.doctor.finding import Finding, Level
 from deployments.doctor.node import from_node
 from deployments.doctor.probe import Asked
 from deployments.doctor.probe import main as probe
@@ -36,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             listener=given.listener,
             gpus=given.gpus,
             interface=given.interface,
+            marker=given.marker,
+            scratch=given.scratch,
         )
         return probe(asked)
     # A polite end of this process must still cancel its jobs.
@@ -70,15 +72,27 @@ def examine(
         How long for those jobs.
     """
     slurm = Slurm(timeout_seconds=_COMMAND_SECONDS)
-    others: set[str] = set()
+    answers, others = False, set[str]()
     if profile is not None:
         yield (finding := cluster.check_commands(slurm))
-        if finding.level is not Level.FAILED:
+        if answers := finding.level is not Level.FAILED:
             others = cluster.elsewhere(slurm)
     yield from _server(others, "slurm" if profile else None)
-    yield places.check_folder("work folder", work_dir, others)
-    if profile is not None:
-        yield from _site(profile, slurm, others, wait_seconds if nodes else 0)
+    yield (place := places.check_folder("work folder", work_dir, others))
+    if profile is None:
+        return
+    yield (finding := cluster.check_profile(profile))
+    if finding.level is Level.FAILED:
+        return
+    site = read_site(profile)
+    yield places.check_folder("log_dir", site.log_dir, others)
+    yield _here(cluster.check_interface(site.network_interface))
+    if not answers:
+        return
+    for stage in STAGES:
+        yield cluster.check_stage(site, slurm, stage)
+    if nodes and place.level is not Level.FAILED:
+        yield from from_node(site, slurm, apis.configured(), work_dir, wait_seconds, _say)
 
 
 def _server(others: set[str], pool: str | None) -> Iterator[Finding]:
@@ -97,20 +111,11 @@ def _server(others: set[str], pool: str | None) -> Iterator[Finding]:
         yield apis.check_deployments(api)
 
 
-def _site(profile: Path, slurm: Slurm, others: set[str], wait_seconds: float) -> Iterator[Finding]:
-    yield (finding := cluster.check_profile(profile))
-    if finding.level is Level.FAILED:
-        return
-    site = read_site(profile)
-    for stage in STAGES:
-        yield cluster.check_stage(site, slurm, stage)
-    yield places.check_folder("log_dir", site.log_dir, others)
-    here = cluster.check_interface(site.network_interface)
-    if here.level is Level.FAILED:  # The run itself may be on a node that has it.
-        here = warning(here.found, here.do).model_copy(update={"hop": here.hop})
-    yield here
-    if wait_seconds:
-        yield from from_node(site, slurm, apis.configured(), wait_seconds, _say)
+def _here(interface: Finding) -> Finding:
+    """What this host does not have, the node of the run's own job may have all the same."""
+    if interface.level is not Level.FAILED:
+        return interface
+    return interface.model_copy(update={"level": Level.WARNING})
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -143,6 +148,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--listener", help=argparse.SUPPRESS)
     parser.add_argument("--gpus", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--interface", help=argparse.SUPPRESS)
+    parser.add_argument("--marker", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--scratch", type=Path, help=argparse.SUPPRESS)
     return parser
 
 

@@ -8,7 +8,7 @@ import socket
 import time
 from pathlib import Path
 
-from cellmap_core.cluster.check import check_site, nodes_of
+from cellmap_core.cluster.check import nodes_of, problems_of
 from cellmap_core.cluster.profiles import SITE_VARIABLE, Site, Stage, read_site
 from cellmap_core.cluster.slurm import Slurm
 from cellmap_core.errors import ProfileError
@@ -56,7 +56,8 @@ def check_stage(site: Site, slurm: Slurm, stage: Stage) -> Finding:
 
     @hop(f"stage {stage}")
     def check() -> Finding:
-        check_site(site, slurm, [stage])
+        if problems := list(problems_of(site, slurm, [stage])):
+            return failed("; ".join(p.removeprefix(f"stages.{stage}.") for p in problems))
         return ok(" ".join(site.of(stage).arguments()))
 
     return check()

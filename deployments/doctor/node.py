@@ -6,6 +6,7 @@ import contextlib
 import json
 import socket
 import sys
+import tempfile
 import threading
 import time
 import uuid
@@ -41,7 +42,12 @@ class Probe(Frozen):
 
 
 def from_node(
-    site: Site, slurm: Slurm, api: Api | None, wait_seconds: float, say: Callable[[str], None]
+    site: Site,
+    slurm: Slurm,
+    api: Api | None,
+    work_dir: Path,
+    wait_seconds: float,
+    say: Callable[[str], None],
 ) -> Iterator[Finding]:
     """What the jobs of all stages find on their nodes.
 
@@ -53,17 +59,20 @@ def from_node(
         The cluster.
     api : Api or None
         The server that they must reach.
+    work_dir : Path
+        Folder that they must share with this host.
     wait_seconds : float
         For all of them together.
     say : callable
         Told why they wait, while they do.
     """
     waiting: dict[int, Probe] = {}
-    with _listening(site.network_interface) as listener:
+    with _listening(site.network_interface) as listener, _marker(work_dir) as marker:
+        options = ["--listener", listener, "--marker", marker]
         try:
             for probe in probes_of(site):
                 try:
-                    waiting[slurm.submit(_spec(site, probe, api, listener))] = probe
+                    waiting[slurm.submit(_spec(site, probe, api, options))] = probe
                 except CellmapError as error:
                     yield _finding(probe, failed(str(error)))
             yield from _follow(slurm, waiting, wait_seconds, say)
@@ -104,11 +113,13 @@ def _tiny(asked: Resources) -> Resources:
     return asked.model_copy(update=least)
 
 
-def _spec(site: Site, probe: Probe, api: Api | None, listener: str) -> JobSpec:
-    command = [sys.executable, "-m", "deployments.doctor", "--probe", str(probe.report)]
-    command += ["--listener", listener, "--gpus", str(probe.resources.gpus)]
+def _spec(site: Site, probe: Probe, api: Api | None, options: list[str]) -> JobSpec:
+    command = [sys.executable, "-m", "deployments.doctor", "--probe", str(probe.report), *options]
+    command += ["--gpus", str(probe.resources.gpus)]
     if site.network_interface:
         command += ["--interface", site.network_interface]
+    if site.scratch:
+        command += ["--scratch", str(site.scratch)]
     return JobSpec(
         name="auto3dseg-doctor",
         command=tuple(command),
@@ -174,9 +185,9 @@ def _say_why(
     """Tell the state of a job whenever it changes."""
     if record is None:
         return
-    now = f"{record.state.lower()}, {record.reason or record.node}"
-    if record.phase is Phase.RUNNING:
-        now = f"runs on {record.node}"
+    now = f"runs on {record.node}"
+    if record.phase is Phase.QUEUED:
+        now = f"waits ({record.reason})" if record.reason != "None" else "waits"
     if said.get(job_id) != now and record.phase is not Phase.ENDED:
         said[job_id] = now
         say(f"...      job {job_id} for {probe.name}: {now}")
@@ -216,6 +227,13 @@ def _finding(probe: Probe, finding: Finding, host: str = "") -> Finding:
     place = f" on {host}" if host else ""
     what = f", {finding.hop}" if finding.hop else ""
     return finding.model_copy(update={"hop": f"job for {probe.name}{place}{what}"})
+
+
+@contextlib.contextmanager
+def _marker(folder: Path) -> Iterator[str]:
+    """A file in a folder, by which another host can tell that the folder is the same one."""
+    with tempfile.NamedTemporaryFile(prefix=".auto3dseg-doctor-", dir=folder) as file:
+        yield file.name
 
 
 @contextlib.contextmanager

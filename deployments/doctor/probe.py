@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,12 +46,18 @@ class Asked(Frozen):
         How many the job asked for.
     interface : str or None
         Over which the jobs of a run talk.
+    marker : Path or None
+        A file that the doctor has made in the work folder.
+    scratch : Path or None
+        Node-local folder that the profile names.
     """
 
     report: Path
     listener: str
     gpus: int = 0
     interface: str | None = None
+    marker: Path | None = None
+    scratch: Path | None = None
 
 
 def main(asked: Asked) -> int:
@@ -58,6 +65,10 @@ def main(asked: Asked) -> int:
     api = apis.configured()
     findings = [check_project(), apis.check_api(api)] if api else [check_project()]
     findings += [check_way_back(asked.listener), check_interface(asked.interface)]
+    if asked.marker is not None:
+        findings.append(check_shared(asked.marker))
+    if asked.scratch is not None:
+        findings.append(check_scratch(asked.scratch))
     if asked.gpus:
         findings.append(check_gpus(asked.gpus))
     report = Report(host=socket.gethostname(), findings=tuple(findings))
@@ -77,6 +88,31 @@ def check_project(needed: Sequence[str] = _NEEDED) -> Finding:
                 "let setup in the site profile make it so, on a disk that every node sees",
             )
     return ok(f"{sys.executable}, {ROOT}")
+
+
+@hop("work folder")
+def check_shared(marker: Path) -> Finding:
+    """It is the one that the doctor sees, and can be written to."""
+    folder = marker.parent
+    try:
+        if marker.name not in {path.name for path in folder.iterdir()}:
+            return failed(f"{folder} is another one here", "take a folder that all nodes see")
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"x")
+    except OSError as error:
+        return failed(f"{folder} cannot be used here ({error})", "take one that all nodes see")
+    return ok(f"{folder} is shared")
+
+
+@hop("scratch")
+def check_scratch(folder: Path) -> Finding:
+    """Temporary files have a place and room."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"x")
+    except OSError as error:
+        return failed(f"{folder} cannot be used here ({error})", "mend scratch in the site profile")
+    return ok(f"{folder}, {shutil.disk_usage(folder).free / 1e9:.0f} GB free")
 
 
 @hop("way back to the submitting host")

@@ -26,6 +26,8 @@ prepare() {
     scratch=$(mktemp -d "${AUTO3DSEG_SCRATCH:-${TMPDIR:-/tmp}}/auto3dseg-$SLURM_JOB_ID.XXXXXX") || exit 1
     trap clean_up EXIT
     export TMPDIR=$scratch
+    # This job is the whole run: it starts no others, which its own server would not answer.
+    unset AUTO3DSEG_SITE
     # SQLite, which the job's own server uses, wants a local disk.
     [ -n "${PREFECT_API_URL:-}" ] || export PREFECT_HOME=$scratch/prefect
 }

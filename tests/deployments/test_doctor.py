@@ -242,6 +242,16 @@ def test_gpus(devices, smi, level, said, tmp_path, monkeypatch):
     is_so(probe.check_gpus(1), level, said)
 
 
+def test_folders_of_a_node(tmp_path):
+    marker = tmp_path / "marker"
+    is_so(probe.check_shared(marker), Level.FAILED, "is another one here")
+    is_so(probe.check_shared(marker / "x"), Level.FAILED, "cannot be used here")
+    marker.touch()
+    is_so(probe.check_shared(marker), Level.OK)
+    is_so(probe.check_scratch(tmp_path), Level.OK, "GB free")
+    is_so(probe.check_scratch(tmp_path / "no"), Level.FAILED, "mend scratch")
+
+
 def test_no_way_back(server):
     is_so(probe.check_way_back("127.0.0.1:9"), Level.FAILED, "no connection to 127.0.0.1:9")
 

@@ -15,6 +15,7 @@ from tests.slurm.cluster import wait_until
 SITE = """
 name: tests
 log_dir: {folder}/its logs
+scratch: {folder}
 setup: export FROM_SETUP=1
 warn_seconds: 60
 stages:
@@ -107,7 +108,10 @@ def test_every_hop_of_a_service_that_works_is_well(cluster, served, site, tmp_pa
         "job for flow, convert, analyze",
         "job for train, ensemble",
     }
-    for hop in ("the project and its Python", "Prefect API", "way back to the submitting host"):
+    for hop in (
+        "the project and its Python", "Prefect API", "way back to the submitting host",
+        "work folder", "scratch",
+    ):  # fmt: skip
         assert [level for name, level in jobs.items() if name.endswith(f", {hop}")] == ["ok"] * 2
     # The GPUs of these nodes are there for SLURM alone.
     assert [level for name, level in jobs.items() if name.endswith(", GPUs")] != ["FAILED"]
@@ -142,7 +146,7 @@ def test_a_job_that_waits_is_told_why_and_cancelled(cluster, site, tmp_path):
     finally:
         cluster.run("scontrol", "update", "PartitionName=gpu", "State=UP")
     assert done.returncode == 1
-    assert "pending, PartitionDown" in done.stdout
+    assert "waits (PartitionDown)" in done.stdout
     assert "is still PENDING (PartitionDown)" in done.stdout
     wait_until(lambda: not cluster.run("squeue", "-h"), lambda: cluster.run("squeue"))
 
@@ -160,7 +164,7 @@ def test_an_interrupt_cancels_its_jobs(number, code, cluster, site, tmp_path):
     )
     try:
         for line in process.stdout:
-            if "PartitionDown" in line:
+            if "(PartitionDown)" in line:
                 break
         time.sleep(0.5)
         process.send_signal(number)

@@ -70,7 +70,8 @@ def ended(cluster, job):
 
 def test_analyze_completes_and_leaves_the_report(submit, converted, cluster):
     work = submit.folder / "its work"
-    job = submit("analyze", "--datalist", converted.datalist, "--work_dir", work)
+    arguments = ("--datalist", converted.datalist, "--work_dir", work)
+    job = submit("analyze", *arguments, AUTO3DSEG_SITE="/not/for/this/job.yaml")
     assert ended(cluster, job)["state"] == "COMPLETED", submit.log("analyze", job)
     assert (work / "datastats.yaml").is_file()
     assert "4 made" in submit.log("analyze", job)
