@@ -164,6 +164,7 @@ class TrainPause(StageResult):
 
     bundle: BundleRef
     why: str
+    job_id: int | None = None
 
     @property
     def state_name(self) -> str | None:

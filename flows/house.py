@@ -138,8 +138,7 @@ def _end_state(result: StageResult) -> State[Any]:
         listed = "; ".join(f"{f.item}: {f.reason}" for f in result.failures)
         error = IncompleteError(f"{result.tally()} - {listed}")
         return Failed(message=str(error), data=error)
-    name = "Cached" if result.up_to_date else None
-    return Completed(name=name, message=result.tally(), data=result)
+    return Completed(name=result.state_name, message=result.tally(), data=result)
 
 
 def _signature(model: type[Frozen]) -> inspect.Signature:

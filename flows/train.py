@@ -45,7 +45,11 @@ def train_all(
     One that was lost with its worker, or whose job had no time left, goes on from its
     checkpoint in another, as often as it gets on.
     """
-    outcomes = {b.name: train_fold(b) for b in bundles if read_result(b) is not None}
+    outcomes: dict[str, TrainResult | Failure] = {
+        b.name: train_fold(b, return_state=True).result()
+        for b in bundles
+        if read_result(b) is not None
+    }
     waiting = deque(b for b in bundles if b.name not in outcomes)
     if waiting:
         with crew("train", len(waiting), gpus_per_training) as workers:
@@ -71,6 +75,8 @@ def _train_in(workers: Crew, waiting: deque[BundleRef]) -> dict[str, TrainResult
         bundle = running.pop(ended)
         outcome = _outcome(workers, bundle, ended)
         if isinstance(outcome, TrainPause):
+            if outcome.job_id is not None:
+                workers.dismiss(outcome.job_id)
             if patience.is_left(bundle, outcome.why):
                 waiting.append(bundle)
                 continue

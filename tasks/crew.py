@@ -41,6 +41,9 @@ class Crew(Protocol):
     def next_ended(self, running: Collection[PrefectFuture[Any]], left: int) -> PrefectFuture[Any]:
         """Wait until one of the tasks has ended; ``left`` are to do in all, these included."""
 
+    def dismiss(self, job_id: int) -> None:
+        """Give a job no more work that is about to end."""
+
     def lost(self, future: PrefectFuture[Any], job_id: int | None) -> str:
         """Mark a task as crashed that died with its worker; says what became of that one."""
 
@@ -71,6 +74,9 @@ class LocalCrew:
     def run(self, task: Task[..., Any], **parameters: Any) -> State[Any]:
         """Run one task in this process, which has all of the machine."""
         return task(**parameters, return_state=True)
+
+    def dismiss(self, job_id: int) -> None:
+        """Nothing ends here before its work does."""
 
     def lost(self, future: PrefectFuture[Any], job_id: int | None) -> str:
         """A process of this machine that died, of want of memory for the most part."""
@@ -130,6 +136,10 @@ class SiteCrew:
             else:
                 return future.state
         raise StageJobsError(f"{task.name} was lost {time} times", "", "give its jobs more hours")
+
+    def dismiss(self, job_id: int) -> None:
+        """Let a job go whose wall time is nearly over; another takes its place."""
+        self._cluster.dismiss(job_id)
 
     def lost(self, future: PrefectFuture[Any], job_id: int | None) -> str:
         """A job that the cluster took away, or that broke."""

@@ -7,6 +7,7 @@ tasks, crops and cases are items.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -25,7 +26,8 @@ from tasks import crew
 
 # What a worker may come to: its imports and the largest crop or case, in flat memory.
 _WORKER_BYTES = 1 << 30
-_WAIT_SECONDS = 5.0
+# Between two looks at what has ended.
+_WAIT_SECONDS = 0.02
 
 
 def task_runner() -> DaskTaskRunner:
@@ -111,20 +113,13 @@ class Spread:
 
     def _as_ended(self, futures: list[Future]) -> Iterator[Future]:
         """The futures as they end, with jobs for those that are left."""
-        left = set(futures)
+        ends, left = as_completed(futures, loop=self._client.loop), len(futures)
         while left:
             if self._jobs is not None:
                 self._jobs.check()
-                self._jobs.expect(len(left))
-            done, left = wait(left, _WAIT_SECONDS)
-            yield from done
-
-
-def wait(futures: set[Future], seconds: float) -> tuple[set[Future], set[Future]]:
-    """Those that have ended after so many seconds at the latest, and the others."""
-    try:
-        some = as_completed(futures, timeout=seconds).next_batch(block=True)
-    except TimeoutError:
-        some = []
-    ended = set(some) | {future for future in futures if future.done()}
-    return ended, futures - ended
+                self._jobs.expect(left)
+            batch = ends.next_batch(block=False)
+            yield from batch
+            left -= len(batch)
+            if not batch:
+                time.sleep(_WAIT_SECONDS)

@@ -145,6 +145,20 @@ class StageCluster(SLURMCluster):
             self._tending.join(timeout=_DEATH_SECONDS)
         return super().close(timeout)
 
+    def dismiss(self, job_id: int) -> None:
+        """Give a job no more work, and let it end: its time is nearly over."""
+        names = {name for name, job in self.workers.items() if job.job_id == job_id}
+        workers = [w.address for w in self.scheduler.workers.values() if _job_name(w.name) in names]
+        self.sync(self._close_workers, workers)
+
+    async def _close_workers(self, addresses: list[str]) -> None:
+        """Take workers off the scheduler at once, results and all: those were fetched.
+
+        To be retired they would have to hand them to another worker, and there may be none.
+        """
+        for address in addresses:
+            await self.scheduler.remove_worker(address, stimulus_id="its job ends", close=True)
+
     def how_ended(self, job_id: int) -> str:
         """What became of a job, as the cluster tells it."""
         for _ in range(10):

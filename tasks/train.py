@@ -42,9 +42,9 @@ def train_fold(
     try:
         result = train_bundle(bundle, log, on_epoch, threads=threads or cores(), gpus=mine)
     except TrainingInterrupted:
-        if here is None or not ending():
+        if here is None or not (why := ending()):
             raise
-        return TrainPause(bundle=bundle, why=f"{here} reached its wall time")
+        return TrainPause(bundle=bundle, why=f"{here} {why}", job_id=here.job_id)
     progress.show(1.0, "done")
     page.show(lambda: fold_markdown(result, read_epochs(bundle)) + _where(here), last=True)
     return result

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cellmap_core.models import Frozen
 
-#: A file that is there once the job's wall time is nearly over; the job's script makes it.
+#: A file that is there once the job is about to end, and says why; the job's script makes it.
 ENDING_VARIABLE = "AUTO3DSEG_ENDING"
 #: The log of the job; ``%j`` stands for its id.
 LOG_VARIABLE = "AUTO3DSEG_JOB_LOG"
@@ -22,10 +22,10 @@ KEEPER = f"""\
 TMPDIR=$(mktemp -d -p "${{{SCRATCH_VARIABLE}:-${{SLURM_TMPDIR:-/tmp}}}}" auto3dseg.XXXXXX) || exit 1
 export TMPDIR {ENDING_VARIABLE}="$TMPDIR/ending"
 trap 'rm -rf "$TMPDIR"' EXIT
-trap ': > "${ENDING_VARIABLE}"' USR1
+trap 'echo "is at the end of its wall time" > "${ENDING_VARIABLE}"' USR1
 "$@" &
 child=$!
-trap 'kill -TERM "$child" 2>/dev/null' TERM
+trap 'echo "was told to end" > "${ENDING_VARIABLE}"; kill -TERM "$child" 2>/dev/null' TERM
 wait "$child"; code=$?
 while kill -0 "$child" 2>/dev/null; do wait "$child"; code=$?; done
 exit "$code"
@@ -58,7 +58,10 @@ def place(environment: Mapping[str, str] = os.environ) -> Place | None:
     )
 
 
-def ending(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether the wall time of this process's job is nearly over."""
+def ending(environment: Mapping[str, str] = os.environ) -> str:
+    """Why this process's job ends soon, in words about it; empty where it does not."""
     file = environment.get(ENDING_VARIABLE)
-    return bool(file) and Path(str(file)).exists()
+    try:
+        return Path(file).read_text(encoding="utf-8").strip() or "ends" if file else ""
+    except OSError:
+        return ""

@@ -117,7 +117,7 @@ def _watch() -> Callable[[Path], Callable[[], bool]]:
         return lambda: (
             bool(asked)
             or any(file.exists() for file in files)
-            or ending()
+            or bool(ending())
             or (parent > 0 and not _lives(parent))
         )
 

@@ -57,6 +57,27 @@ class SlurmService(Client):
 
         return self.ask(create)
 
+    def start(self, deployment, **parameters):
+        """Create a run of a deployment of the project and give its id."""
+
+        async def create(client):
+            found = await client.read_deployment_by_name(f"auto3dseg/{deployment}")
+            run = await client.create_flow_run_from_deployment(found.id, parameters=parameters)
+            return run.id
+
+        return self.ask(create)
+
+    def logs_of(self, run_id):
+        return self.logs(self.read(run_id))
+
+    def task_run_states(self, run_id):
+        """Names of the states of a run's tasks."""
+        from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+
+        chosen = FlowRunFilter(id=FlowRunFilterId(any_=[run_id]))
+        tasks = self.ask(lambda client: client.read_task_runs(flow_run_filter=chosen))
+        return [task.state_name for task in tasks]
+
     def read(self, run_id):
         return self.ask(lambda client: client.read_flow_run(run_id))
 
