@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Protocol
 
-from distributed import Client
+from distributed import Client, Worker, WorkerPlugin
 from prefect import Task, get_client, get_run_logger
 from prefect.context import FlowRunContext
 from prefect.futures import PrefectFuture, as_completed
@@ -25,6 +25,22 @@ from cellmap_core.machine import cores, gpus
 
 # A stage whose jobs are refused is found out between two of these.
 _WAIT_SECONDS = 5.0
+# SLURM waits for half a minute between asking a job to end and killing it.
+_LAST_WORDS_SECONDS = 10.0
+
+
+class LastWords(WorkerPlugin):
+    """Sends what a worker still has to tell Prefect before it goes: task states and log lines."""
+
+    def teardown(self, worker: Worker) -> Any:  # noqa: D102 - Dask's interface
+        from prefect.events.worker import EventsWorker
+        from prefect.logging.handlers import APILogWorker
+
+        async def drain() -> None:
+            await EventsWorker.drain_all(timeout=_LAST_WORDS_SECONDS)
+            await APILogWorker.drain_all(timeout=_LAST_WORDS_SECONDS)
+
+        return drain()
 
 
 class Crew(Protocol):
@@ -100,6 +116,7 @@ class SiteCrew:
 
     def __enter__(self) -> SiteCrew:
         self._runner.__enter__()
+        self.client.register_plugin(LastWords())
         return self
 
     def __exit__(self, *error: Any) -> None:

@@ -80,6 +80,10 @@ def test_the_main_job_through_the_pool(full, service):
     stages = {job["comment"].split(":")[2] for job in service.jobs_of(run.id)}
     assert stages == {"flow", "convert", "analyze", "train", "ensemble"}
     assert (work / "work_dir" / "ensemble_output").is_dir()
+    wait_until(
+        lambda: set(service.task_run_states(run.id)) <= {"Completed", "Cached"},
+        lambda: str(service.task_run_states(run.id)),
+    )
     assert set(service.artifacts(run)) >= {"leaderboard", "ensemble", "datastats", "crops"}
     wait_until(lambda: not service.jobs_of(run.id, live=True), lambda: str(service.cluster.jobs()))
 
@@ -178,8 +182,11 @@ def test_a_training_reaches_its_wall_time(time, long, service):
     service.cluster.end_time(job, 75)
     long.gets_on(not_in=job)
     assert service.cluster.job(job)["state"] == "COMPLETED"
-    states = service.task_run_states(long.run_id)
-    assert states.count("HandedOn") == time
+    # Prefect's server learns of a task's states a little later.
+    wait_until(
+        lambda: service.task_run_states(long.run_id).count("HandedOn") == time,
+        lambda: str(service.task_run_states(long.run_id)),
+    )
 
 
 def test_no_step_was_lost_or_done_twice(long, service):
