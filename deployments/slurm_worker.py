@@ -68,7 +68,8 @@ _POLL_VARIABLE = "AUTO3DSEG_POLL_SECONDS"
 _CANCEL_GRACE_SECONDS = 60.0
 # A run that another worker is just submitting has no job yet.
 _SUBMITTING_SECONDS = 90.0
-_ADOPT_SECONDS = 60.0
+# Looks at the queue between two looks for runs that nobody follows.
+_ADOPT_EVERY = 6
 # Commands at a time: two hundred runs at once must not be two hundred processes.
 _COMMANDS = 4
 # Calls of squeue in which a job is missed before it counts as forgotten.
@@ -224,8 +225,8 @@ class SlurmWorker(BaseWorker[SlurmJobConfiguration, SlurmVariables, SlurmWorkerR
         self._name_lock, own = (None, name) if name else _lasting_name()
         super().__init__(*args, name=own, **kwargs)
         self._slurm = Slurm()
-        seconds = float(os.environ.get(_POLL_VARIABLE, _POLL_SECONDS))
-        self._queue = Queue(self._slurm, seconds, self._logger.warning)
+        self._seconds = float(os.environ.get(_POLL_VARIABLE, _POLL_SECONDS))
+        self._queue = Queue(self._slurm, self._seconds, self._logger.warning)
         self._followed: set[UUID] = set()
         self._cancelled: dict[UUID, datetime] = {}
 
@@ -428,7 +429,7 @@ class SlurmWorker(BaseWorker[SlurmJobConfiguration, SlurmVariables, SlurmWorkerR
                     self._services.start_soon(self._adopt, run, _best(jobs, run))
             except Exception as error:  # noqa: BLE001 - the server may be away for a while
                 self._logger.warning("cannot look for runs to take up: %r", error)
-            await anyio.sleep(_ADOPT_SECONDS)
+            await anyio.sleep(_ADOPT_EVERY * self._seconds)
 
     async def _orphans(self) -> list[FlowRun]:
         """Live runs of this pool that nobody follows."""

@@ -134,7 +134,7 @@ class SiteCrew:
         self._cluster.expect(left)
         while True:
             try:
-                return next(as_completed(list(running), timeout=_WAIT_SECONDS))
+                return _fetched(next(as_completed(list(running), timeout=_WAIT_SECONDS)))
             except TimeoutError:
                 self._cluster.check()
 
@@ -216,6 +216,18 @@ def _flow_run() -> Any:
     assert context is not None
     assert context.flow_run is not None
     return context.flow_run
+
+
+def _fetched(future: PrefectFuture[Any]) -> PrefectFuture[Any]:
+    """A future that has its result here, and no longer at the worker.
+
+    Dask does what a worker has done again when that worker goes and somebody may still ask.
+    """
+    there = future.wrapped_future
+    if there.status == "finished":
+        future.wait()
+        there.release()
+    return future
 
 
 def _mark_crashed(future: PrefectFuture[Any], said: str) -> None:

@@ -35,6 +35,8 @@ _UNSEEN_SECONDS = 30.0
 # A worker gives up when it does not reach the run's own job for this long.
 _DEATH_SECONDS = 120
 _LOOK_SECONDS = 5.0
+# Of a twentieth of a second each; the scheduler learns in the next one as a rule.
+_FETCHED_LOOKS = 100
 _LOOK_VARIABLE = "AUTO3DSEG_POLL_SECONDS"
 
 
@@ -152,11 +154,15 @@ class StageCluster(SLURMCluster):
         self.sync(self._close_workers, workers)
 
     async def _close_workers(self, addresses: list[str]) -> None:
-        """Take workers off the scheduler at once, results and all: those were fetched.
+        """Take workers off the scheduler, once it knows that their results were fetched.
 
-        To be retired they would have to hand them to another worker, and there may be none.
+        To be retired they would hand those to another worker, and there may be none.
         """
         for address in addresses:
+            worker = self.scheduler.workers.get(address)
+            for _ in range(_FETCHED_LOOKS):
+                if worker is not None and worker.has_what:
+                    await asyncio.sleep(0.05)
             await self.scheduler.remove_worker(address, stimulus_id="its job ends", close=True)
 
     def how_ended(self, job_id: int) -> str:

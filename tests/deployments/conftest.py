@@ -72,7 +72,11 @@ class Client:
 
         async def read(client):
             chosen = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id]))
-            return [log.message for log in await client.read_logs(chosen, limit=200)]
+            lines, page = [], True
+            while page:
+                page = await client.read_logs(chosen, limit=200, offset=len(lines))
+                lines += [log.message for log in page]
+            return lines
 
         return self.ask(read)
 

@@ -67,6 +67,11 @@ class SlurmService(Client):
 
         return self.ask(create)
 
+    def workers(self):
+        """The workers that poll the pool."""
+        found = self.ask(lambda client: client.read_workers_for_work_pool(services.POOL))
+        return [worker for worker in found if worker.status == "ONLINE"]
+
     def logs_of(self, run_id):
         return self.logs(self.read(run_id))
 

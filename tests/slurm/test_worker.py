@@ -1,12 +1,17 @@
 """The worker on a real cluster: every way a job can go, and what becomes of its flow run."""
 
 import json
+import os
+import shutil
 import signal
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 from deployments import service as services
+from tests.conftest import skip
 from tests.slurm.cluster import wait_until
 from tests.slurm.service import SlurmService, starts
 
@@ -32,11 +37,25 @@ def service(cluster, tmp_path_factory):
         patch.setenv("AUTO3DSEG_SITE", str(site))
         patch.setenv("AUTO3DSEG_POLL_SECONDS", "1")
         patch.setenv("PREFECT_WORKER_QUERY_SECONDS", "2")
+        patch.setenv("PREFECT_WORKER_HEARTBEAT_SECONDS", "3")
+        calls = _counted_squeue(home / "bin")
+        patch.setenv("PATH", f"{calls.parent}:{os.environ['PATH']}")
         started = services.start(home, "slurm")
         try:
             yield SlurmService(home, started, cluster)
         finally:
             services.stop(home)
+            cluster.restore()
+
+
+def _counted_squeue(folder):
+    """A ``squeue`` that leaves a line for each call, before the real one; gives the file."""
+    folder.mkdir()
+    calls, shim = folder / "calls", folder / "squeue"
+    calls.touch()
+    shim.write_text(f'#!/bin/sh\necho >> "{calls}"\nexec {shutil.which("squeue")} "$@"\n')
+    shim.chmod(0o755)
+    return calls
 
 
 @pytest.fixture(scope="module")
@@ -201,3 +220,111 @@ def test_a_bad_value_is_refused_before_anything_is_submitted(service, probe, tmp
     assert run.state.is_crashed()
     assert "nvalid partition" in run.state.message
     assert not service.jobs_of(run_id)
+
+
+def test_a_preempted_run_waits_and_goes_on(service, probe, tmp_path):
+    low = {"partition": "gpu_low"}
+    run_id = service.submit(probe, tmp_path, seconds=300, job_variables=low)
+    run = service.wait(run_id, lambda run: run.state.is_running())
+    job = service.cluster.job(run.infrastructure_pid)
+    service.cluster.submit("sleep 3", "--partition=gpu", f"--nodelist={job['node']}", "--exclusive")
+    service.cluster.wait_for(job["id"], "PENDING")
+    (tmp_path / "go").touch()
+    service.cluster.release(job["id"])
+    run = service.done(run_id)
+    assert run.state.is_completed(), run.state.message
+    assert starts(tmp_path) == [job["id"]] * 2
+
+
+def test_two_workers_share_a_pool_and_one_takes_up_the_others_runs(service, probe, tmp_path):
+    first = service.service
+    service.start_worker()
+    second = service.service
+    try:
+        runs = [service.submit(probe, tmp_path / str(n), seconds=300) for n in range(4)]
+        for run_id in runs:
+            service.wait(run_id, lambda run: run.state.is_running())
+        followed = {service.read(run_id).labels["prefect.worker.name"] for run_id in runs}
+        assert len(service.workers()) == 2
+        os.killpg(first.worker_pid, signal.SIGKILL)
+        os.waitpid(first.worker_pid, 0)
+        lost = [r for r in runs if service.read(r).labels["prefect.worker.name"].endswith("-1")]
+        for run_id in lost:
+            wait_until(lambda r=run_id: any(" follows job " in s for s in service.logs_of(r)), list)
+        for n in range(4):
+            (tmp_path / str(n) / "go").touch()
+        for run_id in runs:
+            assert service.done(run_id).state.is_completed()
+            assert len(service.jobs_of(run_id)) == 1
+        assert [len(starts(tmp_path / str(n))) for n in range(4)] == [1] * 4
+        assert followed <= {"slurm-" + name for name in _numbered()}
+    finally:
+        service.service = second
+
+
+def _numbered():
+    import socket
+
+    return [f"{socket.gethostname()}-{n}" for n in (1, 2)]
+
+
+def test_a_full_disk_for_the_logs_costs_the_log_alone(service, probe, tmp_path):
+    disk = tmp_path / "logs"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], check=False)
+    if mounted.returncode:
+        skip("no file system may be mounted here, to be full")
+    try:
+        with pytest.raises(OSError, match="No space left"):
+            (disk / "full").write_bytes(b"x" * (1 << 17))
+        site = tmp_path / "site.yaml"
+        site.write_text(SITE.format(logs=json.dumps(str(disk))))
+        run_id = service.submit(probe, tmp_path, job_variables={"site": str(site)})
+        run = service.done(run_id)
+        assert run.state.is_completed(), run.state.message
+        assert any("probe runs in job" in line for line in service.logs(run))
+        # A folder that cannot be made is told before anything is submitted.
+        site.write_text(SITE.format(logs=json.dumps(str(tmp_path / "site.yaml" / "logs"))))
+        run_id = service.submit(probe, tmp_path, job_variables={"site": str(site)})
+        run = service.done(run_id)
+        assert run.state.is_crashed()
+        assert "the folder of the job's log cannot be made" in run.state.message
+    finally:
+        subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+def test_two_hundred_queued_runs_cost_little_and_none_is_lost_or_doubled(service, probe, tmp_path):
+    service.cluster.run("scontrol", "update", "PartitionName=cpu", "State=DOWN")
+    try:
+        runs = [service.submit(probe, tmp_path)]
+        service.wait(runs[0], lambda run: run.infrastructure_pid)
+        before = _resident_mib(service.service.worker_pid)
+        runs += [service.submit(probe, tmp_path) for _ in range(199)]
+        for run_id in runs:
+            service.wait(run_id, lambda run: run.infrastructure_pid, timeout=300)
+        after = _resident_mib(service.service.worker_pid)
+        calls = (service.home / "bin" / "calls").stat().st_size
+        began = time.monotonic()
+        time.sleep(10)
+        calls = (service.home / "bin" / "calls").stat().st_size - calls
+        polls = time.monotonic() - began  # One a second here.
+        jobs = [job["comment"] for job in service.cluster.jobs() if job["state"] == "PENDING"]
+        for run_id in runs:
+            service.cancel(run_id)
+        for run_id in runs:
+            assert service.done(run_id, timeout=300).state.is_cancelled()
+    finally:
+        service.cluster.run("scontrol", "update", "PartitionName=cpu", "State=UP")
+    assert len(jobs) == len(set(jobs)) == 200
+    assert {comment.split(":")[1] for comment in jobs} == {str(run_id) for run_id in runs}
+    assert after - before <= 30, (before, after)
+    assert 1 <= calls <= polls + 1
+    wait_until(
+        lambda: not [j for j in service.cluster.jobs() if j["state"] == "PENDING"],
+        lambda: str(service.cluster.jobs()),
+    )
+
+
+def _resident_mib(pid):
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split("VmRSS:")[1].split()[0]) / 1024
