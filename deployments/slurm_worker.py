@@ -17,6 +17,7 @@ What it keeps to, whatever happens:
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import re
@@ -32,6 +33,7 @@ from uuid import UUID
 
 import anyio
 import anyio.abc
+import httpx
 from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterId,
@@ -70,8 +72,13 @@ _CANCEL_GRACE_SECONDS = 60.0
 _SUBMITTING_SECONDS = 90.0
 # Looks at the queue between two looks for runs that nobody follows.
 _ADOPT_EVERY = 6
-# Commands at a time: two hundred runs at once must not be two hundred processes.
+# At a time: two hundred runs at once must be neither two hundred processes nor two hundred
+# writers of one SQLite database, which answers "locked" then.
 _COMMANDS = 4
+_SUBMISSIONS = 4
+# A server that is away for as long as this is away for good.
+_SERVER_TRIES = 20
+_SERVER_SECONDS = 5.0
 # Calls of squeue in which a job is missed before it counts as forgotten.
 _MISSES = 2
 _LIVE = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
@@ -235,6 +242,7 @@ class SlurmWorker(BaseWorker[SlurmJobConfiguration, SlurmVariables, SlurmWorkerR
         await super().setup()
         # Created here: a limiter belongs to the event loop.
         self._commands = anyio.CapacityLimiter(_COMMANDS)
+        self._submissions = anyio.CapacityLimiter(_SUBMISSIONS)
         assert self._runs_task_group is not None
         self._services = self._runs_task_group
         for service in (self._queue.watch, self._watch_cancellations, self._adopt_lost):
@@ -283,6 +291,19 @@ class SlurmWorker(BaseWorker[SlurmJobConfiguration, SlurmVariables, SlurmWorkerR
         if not ours or record is None or record.phase is Phase.ENDED:
             raise InfrastructureNotFound(f"no live job {infrastructure_pid} of this run")
         await self._call(self._slurm.cancel, [record.job_id])
+
+    async def _submit_run(self, flow_run: FlowRun) -> None:
+        """Submit a run when it is its turn."""
+        async with self._submissions:
+            await super()._submit_run(flow_run)
+
+    async def _give_worker_labels_to_flow_run(self, flow_run_id: UUID) -> None:
+        """Write down whose run it is; a server that is busy does not cost the run."""
+        for _ in range(_SERVER_TRIES):
+            with contextlib.suppress(httpx.HTTPError):
+                return await super()._give_worker_labels_to_flow_run(flow_run_id)
+            await anyio.sleep(_SERVER_SECONDS)
+        return await super()._give_worker_labels_to_flow_run(flow_run_id)
 
     async def _call(self, function: Callable[..., R], *args: Any) -> R:
         """Run a command of SLURM beside the event loop."""

@@ -22,6 +22,7 @@ from cellmap_core.work import datalist_of, ensure_folder
 from flows import analyze, convert, ensemble, generate, plan, train
 from flows.house import auto3dseg, shell
 from flows.plan import refuse_too_big
+from tasks.crew import write_uses
 from tasks.plan import publish_plan, publish_used
 
 STAGES: dict[str, ModuleType] = {
@@ -66,6 +67,7 @@ def run(options: FullOptions) -> StageResult:
     for problem in made.problems if made else ():
         get_run_logger().warning("the plan: %s", problem)
     result = _all(options) if options.mode == "full" else train.run(planned)
+    write_uses(options.work_dir)
     publish_used(options.work_dir)
     return result
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any, Protocol
 
 from distributed import Client, Worker, WorkerPlugin
@@ -20,6 +21,7 @@ from prefect.states import Crashed, State
 from prefect_dask import DaskTaskRunner
 
 from cellmap_core.cluster.profiles import Site, Stage, site_of
+from cellmap_core.cluster.uses import JobUse, append_use
 from cellmap_core.errors import StageJobsError, is_lost
 from cellmap_core.machine import cores, gpus
 
@@ -121,9 +123,11 @@ class SiteCrew:
 
     def __exit__(self, *error: Any) -> None:
         try:
-            self._runner.__exit__(*error)
-        finally:
+            # Before the client goes: the workers' last words go by it.
             self._cluster.close()
+        finally:
+            self._runner.__exit__(*error)
+            _ended.extend(self._cluster.uses())
 
     def submit(self, task: Task[..., Any], **parameters: Any) -> PrefectFuture[Any]:
         """Begin a task that takes all of a job."""
@@ -179,6 +183,16 @@ class SiteCrew:
 
 
 _current: ContextVar[SiteCrew | None] = ContextVar("crew", default=None)
+
+
+#: Jobs of this process's runs that have ended and are not written down yet.
+_ended: list[JobUse] = []
+
+
+def write_uses(work_dir: Path) -> None:
+    """Write down what the jobs so far have taken, beside the run's other files."""
+    while _ended:
+        append_use(work_dir, _ended.pop(0))
 
 
 def current() -> SiteCrew | None:

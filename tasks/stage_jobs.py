@@ -14,6 +14,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -28,13 +29,21 @@ from cellmap_core.cluster.jobs import JobSpec, Resources, comment_of, run_of
 from cellmap_core.cluster.profiles import Site, Stage
 from cellmap_core.cluster.slurm import JobRecord, Slurm, tail
 from cellmap_core.cluster.states import Phase
-from cellmap_core.errors import SchedulerUnavailable, StageJobsError, SubmissionRefused
+from cellmap_core.cluster.uses import JobUse
+from cellmap_core.errors import (
+    CellmapError,
+    SchedulerUnavailable,
+    StageJobsError,
+    SubmissionRefused,
+)
 
 # A job that was just submitted may be missing from the queue for a moment.
 _UNSEEN_SECONDS = 30.0
 # A worker gives up when it does not reach the run's own job for this long.
 _DEATH_SECONDS = 120
 _LOOK_SECONDS = 5.0
+# Of half of that: a worker needs a few seconds to say its last words.
+_LET_GO_LOOKS = 10
 # Of a twentieth of a second each; the scheduler learns in the next one as a rule.
 _FETCHED_LOOKS = 100
 _LOOK_VARIABLE = "AUTO3DSEG_POLL_SECONDS"
@@ -104,7 +113,7 @@ class StageCluster(SLURMCluster):
         self._slurm, self._tell, self._site = Slurm(), tell, site
         self._of = (run_id, stage)
         self._wanted, self._said = 0, dict[int, str]()
-        self._unborn, self._born = 0, set[str]()
+        self._unborn, self._born, self._leaving = 0, set[str](), set[str]()
         self._failure: StageJobsError | None = None
         security = Security.temporary()
         spec = _spec(site, stage, run_id, run_name, self.resources, security)
@@ -141,15 +150,29 @@ class StageCluster(SLURMCluster):
             raise self._failure
 
     def close(self, timeout: float | None = None) -> Any:
-        """Cancel the jobs and end the scheduler."""
-        self._stop.set()
-        if threading.current_thread() is not self._tending:
+        """Let the jobs end, cancel those that do not, and end the scheduler."""
+        if not self._stop.is_set():
+            self._stop.set()
             self._tending.join(timeout=_DEATH_SECONDS)
+            # However a job goes, it must not keep the others of the run from going.
+            with contextlib.suppress(CellmapError, OSError):
+                self.sync(self._let_go)
         return super().close(timeout)
+
+    async def _let_go(self) -> None:
+        """Ask all workers to end, so that jobs that did their work end as such."""
+        self._wanted = 0
+        await self._close_workers(list(self.scheduler.workers))
+        for _ in range(_LET_GO_LOOKS):
+            await asyncio.sleep(_look_seconds() / 2)
+            await self._tend()
+            if not set(self.workers) & self._born:
+                return
 
     def dismiss(self, job_id: int) -> None:
         """Give a job no more work, and let it end: its time is nearly over."""
         names = {name for name, job in self.workers.items() if job.job_id == job_id}
+        self._leaving |= names
         workers = [w.address for w in self.scheduler.workers.values() if _job_name(w.name) in names]
         self.sync(self._close_workers, workers)
 
@@ -173,6 +196,10 @@ class StageCluster(SLURMCluster):
             self._stop.wait(_look_seconds())
         record = next((r for r in self.ended if r.job_id == job_id), None)
         return _end(record) if record else f"job {job_id} was lost"
+
+    def uses(self) -> list[JobUse]:
+        """What the jobs that have ended took."""
+        return [_use(record, self._of[1], self.resources) for record in self.ended]
 
     def _get_worker_security(self, _: Any) -> None:
         """No key file on a disk: the workers find theirs in their environment."""
@@ -202,18 +229,27 @@ class StageCluster(SLURMCluster):
             elif job.job_id is None:
                 await self._forget(name, job, None)
         await self._cancel_strays(own)
-        surplus = len(self.worker_spec) - self._wanted
-        for name in self._idle()[: max(0, surplus)]:
-            del self.worker_spec[name]
-        if self._failure is None:
-            while len(self.worker_spec) < self._wanted:
-                self.worker_spec.update(self.new_worker_spec())
+        staying = len(self.worker_spec) - len(self._leaving)
+        await self._dismiss_idle(staying - self._wanted)
+        for _ in range(self._wanted - staying if self._failure is None else 0):
+            self.worker_spec.update(self.new_worker_spec())
         await self._correct_state()
+
+    async def _dismiss_idle(self, surplus: int) -> None:
+        """Let idle jobs go: those that wait are cancelled, those that run end by themselves."""
+        for name in self._idle()[: max(0, surplus)]:
+            if name in self._born:
+                self._leaving.add(name)
+                there = self.scheduler.workers.values()
+                await self._close_workers([w.address for w in there if _job_name(w.name) == name])
+            else:
+                del self.worker_spec[name]
 
     async def _forget(self, name: Any, job: StageJob, record: JobRecord | None) -> None:
         """Take a dead job off the book, so that another takes its place."""
         self.workers.pop(name, None)
         self.worker_spec.pop(name, None)
+        self._leaving.discard(name)
         if record is not None:
             self.ended.append(record)
             self._tell(_end(record))
@@ -250,7 +286,8 @@ class StageCluster(SLURMCluster):
         """Names of the jobs without work: those that wait in the queue first."""
         busy = {_job_name(w.name) for w in self.scheduler.workers.values() if w.processing}
         seen = self._seen()
-        return sorted((n for n in self.worker_spec if n not in busy), key=lambda n: n in seen)
+        idle = (n for n in self.worker_spec if n not in busy | self._leaving)
+        return sorted(idle, key=lambda n: n in seen)
 
     def _tell_once(self, record: JobRecord) -> None:
         said = _live(record)
@@ -327,6 +364,25 @@ def _live(record: JobRecord) -> str:
 
 def _end(record: JobRecord) -> str:
     return f"job {record.job_id} ended {record.state} on {record.node or 'no node'}"
+
+
+def _use(record: JobRecord, stage: Stage, asked: Resources) -> JobUse:
+    ran = record.started and record.ended and record.node
+    times = (record.submitted, record.started) if ran else (record.submitted, record.ended)
+    return JobUse(
+        stage=stage,
+        job_id=record.job_id,
+        node=record.node,
+        queue_seconds=_between(*times),
+        run_seconds=_between(record.started, record.ended) if ran else 0.0,
+        cores=asked.cores,
+        gpus=asked.gpus,
+        end=str(record.end),
+    )
+
+
+def _between(begin: datetime | None, end: datetime | None) -> float:
+    return max(0.0, (end - begin).total_seconds()) if begin and end else 0.0
 
 
 def _look_seconds() -> float:

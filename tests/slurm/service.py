@@ -83,6 +83,35 @@ class SlurmService(Client):
         tasks = self.ask(lambda client: client.read_task_runs(flow_run_filter=chosen))
         return [task.state_name for task in tasks]
 
+    def submit_many(self, deployment_id, folder, count):
+        """Create runs, one after another over one connection; gives their ids."""
+
+        async def create(client):
+            made = [
+                await client.create_flow_run_from_deployment(
+                    deployment_id, parameters={"folder": str(folder)}
+                )
+                for _ in range(count)
+            ]
+            return [run.id for run in made]
+
+        return self.ask(create)
+
+    def read_many(self, run_ids):
+        from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+
+        chosen = FlowRunFilter(id=FlowRunFilterId(any_=list(run_ids)))
+        return self.ask(lambda client: client.read_flow_runs(flow_run_filter=chosen, limit=200))
+
+    def cancel_many(self, run_ids):
+        from prefect.states import Cancelling
+
+        async def cancel(client):
+            for run_id in run_ids:
+                await client.set_flow_run_state(run_id, Cancelling())
+
+        return self.ask(cancel)
+
     def read(self, run_id):
         return self.ask(lambda client: client.read_flow_run(run_id))
 

@@ -80,6 +80,14 @@ def test_the_main_job_through_the_pool(full, service):
     stages = {job["comment"].split(":")[2] for job in service.jobs_of(run.id)}
     assert stages == {"flow", "convert", "analyze", "train", "ensemble"}
     assert (work / "work_dir" / "ensemble_output").is_dir()
+    states = {job["id"]: job["state"] for job in service.jobs_of(run.id)}
+    assert set(states.values()) == {"COMPLETED"}, states
+    used = service.artifacts(run)["plan"].data
+    assert "Predicted" in used
+    records = (work / "work_dir" / ".jobs" / "jobs.jsonl").read_text().splitlines()
+    assert {json.loads(record)["stage"] for record in records} == {
+        "convert", "analyze", "train", "ensemble",
+    }  # fmt: skip
     wait_until(
         lambda: set(service.task_run_states(run.id)) <= {"Completed", "Cached"},
         lambda: str(service.task_run_states(run.id)),
@@ -194,9 +202,8 @@ def test_no_step_was_lost_or_done_twice(long, service):
     epochs = long.epochs
     assert epochs == list(range(1, len(epochs) + 1))
     lines = service.logs_of(long.run_id)
-    assert sum("it goes on from its checkpoint" in line for line in lines) == 5, "\n".join(lines)
+    assert sum("it goes on from its checkpoint (for the " in line for line in lines) == 5
     assert any("ended PREEMPTED" in line for line in lines)
-    assert "Crashed" in service.task_run_states(long.run_id)
 
 
 def test_cancelled_from_prefect_no_job_is_left(long, service):
