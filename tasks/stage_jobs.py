@@ -42,8 +42,8 @@ _UNSEEN_SECONDS = 30.0
 # A worker gives up when it does not reach the run's own job for this long.
 _DEATH_SECONDS = 120
 _LOOK_SECONDS = 5.0
-# Of half of that: a worker needs a few seconds to say its last words.
-_LET_GO_LOOKS = 10
+# A worker needs some of them to say its last words.
+_LET_GO_SECONDS = 30.0
 # Of a twentieth of a second each; the scheduler learns in the next one as a rule.
 _FETCHED_LOOKS = 100
 _LOOK_VARIABLE = "AUTO3DSEG_POLL_SECONDS"
@@ -163,11 +163,10 @@ class StageCluster(SLURMCluster):
         """Ask all workers to end, so that jobs that did their work end as such."""
         self._wanted = 0
         await self._close_workers(list(self.scheduler.workers))
-        for _ in range(_LET_GO_LOOKS):
+        deadline = monotonic() + _LET_GO_SECONDS
+        while set(self.workers) & self._born and monotonic() < deadline:
             await asyncio.sleep(_look_seconds() / 2)
             await self._tend()
-            if not set(self.workers) & self._born:
-                return
 
     def dismiss(self, job_id: int) -> None:
         """Give a job no more work, and let it end: its time is nearly over."""
