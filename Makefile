@@ -46,7 +46,7 @@ types: $(STAMP)
 	$(BIN)/python -m mypy
 
 test: lint types
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations=40
 
 # BENCH="speed memory scaling overhead" chooses; all of them take three quarters of an hour and 4 GB of disk.
 bench: $(STAMP)

@@ -16,6 +16,15 @@ from cellmap_core.phantom import write_phantom
 ROOT = Path(__file__).resolve().parent.parent
 
 
+# Folders of tests that wait more than they work; begun first, they end with the others.
+_FIRST = ("tests/slurm/", "tests/deployments/")
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the tests that take longest."""
+    items.sort(key=lambda item: not item.nodeid.startswith(_FIRST))
+
+
 def skip(reason):
     """Skip for want of a part, or fail where every part must be there (in CI)."""
     if os.environ.get("AUTO3DSEG_REQUIRE_ALL"):

@@ -81,11 +81,15 @@ class Client:
         return self.ask(read)
 
     def artifacts(self, run):
+        """The newest of each key."""
         from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+        from prefect.client.schemas.sorting import ArtifactSort
 
         async def read(client):
             chosen = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]))
-            return {a.key: a for a in await client.read_artifacts(artifact_filter=chosen)}
+            newest_first = ArtifactSort.UPDATED_DESC
+            found = await client.read_artifacts(artifact_filter=chosen, sort=newest_first)
+            return {artifact.key: artifact for artifact in reversed(found)}
 
         return self.ask(read)
 

@@ -123,8 +123,12 @@ class SlurmService(Client):
             if condition(run):
                 return run
             time.sleep(0.5)
-        log = (self.home / "logs" / "worker.log").read_text()[-3000:]
-        raise TimeoutError(f"{run.name} is {run.state!r}; jobs {self.cluster.jobs()}\n{log}")
+        jobs = self.cluster.jobs()
+        raise TimeoutError(f"{run.name} is {run.state!r}; jobs {jobs}\n{self.worker_log()}")
+
+    def worker_log(self):
+        """The end of what the workers wrote."""
+        return (self.home / "logs" / "worker.log").read_text()[-3000:]
 
     def done(self, run_id, timeout=180):
         return self.wait(run_id, lambda run: run.state.is_final(), timeout)

@@ -250,7 +250,11 @@ def test_two_workers_share_a_pool_and_one_takes_up_the_others_runs(service, prob
         os.waitpid(first.worker_pid, 0)
         lost = [r for r in runs if service.read(r).labels["prefect.worker.name"].endswith("-1")]
         for run_id in lost:
-            wait_until(lambda r=run_id: any(" follows job " in s for s in service.logs_of(r)), list)
+            wait_until(
+                lambda r=run_id: any(" follows job " in s for s in service.logs_of(r)),
+                lambda r=run_id: f"{service.workers()}\n{service.read(r)}\n{service.worker_log()}",
+                timeout=120,
+            )
         for n in range(4):
             (tmp_path / str(n) / "go").touch()
         for run_id in runs:
