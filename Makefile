@@ -10,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup run up down test lint types bench bench-convert bench-analyze bench-train clean
+.PHONY: help setup run up down test lint types bench bench-convert bench-analyze bench-train bench-cluster clean
 .DEFAULT_GOAL := help
 
 help:
@@ -18,7 +18,7 @@ help:
 	@echo "make test   set up, then lint, check types and run all tests"
 	@echo "make up     keep the service (server, work pool, worker) running; make down ends it"
 	@echo "make bench  time conversion against zarr + scipy + nibabel, analysis and training data against MONAI"
-	@echo "            (one of them: make bench-convert, bench-analyze or bench-train, PARTS=\"speed memory ...\")"
+	@echo "            (one of them: make bench-convert, bench-analyze, bench-train or bench-cluster, PARTS=\"speed memory ...\")"
 	@echo "make lint   ruff;  make types   mypy;  make clean   remove the environment and work/"
 
 setup: $(STAMP)
@@ -53,8 +53,9 @@ bench: $(STAMP)
 	$(BIN)/python -m tests.bench.convert
 	$(BIN)/python -m tests.bench.analyze
 	$(BIN)/python -m tests.bench.train
+	$(BIN)/python -m tests.bench.cluster
 
-bench-convert bench-analyze bench-train: bench-%: $(STAMP)
+bench-convert bench-analyze bench-train bench-cluster: bench-%: $(STAMP)
 	$(BIN)/python -m tests.bench.$* $(PARTS)
 
 clean:

@@ -35,7 +35,7 @@ def run(options: AnalyzeOptions) -> AnalyzeResult:
 
 
 def _analyze(datalist: Path, options: AnalyzeOptions) -> AnalyzeResult:
-    with crew("analyze"):
+    with crew("analyze", work_dir=options.work_dir):
         state = analyze_cases(datalist, options.work_dir, options.do_ccp, return_state=True)
     return state.result()
 

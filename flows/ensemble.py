@@ -21,7 +21,7 @@ def run(options: EnsembleOptions) -> EnsembleResult:
     """Predict every testing case of the datalist."""
     datalist = options.datalist or working_datalist_of(options.work_dir)
     bundles = check(options)
-    with crew("ensemble", 1) as workers:
+    with crew("ensemble", 1, work_dir=options.work_dir) as workers:
         state = workers.run(
             ensemble_models, datalist=datalist, work_dir=options.work_dir, bundles=bundles
         )

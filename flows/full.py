@@ -6,6 +6,7 @@ The run is planned before it starts, and beside the plan stands in the end what 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -21,29 +22,30 @@ from cellmap_core.options import MODELS, FullOptions
 from cellmap_core.work import datalist_of, ensure_folder
 from flows import analyze, convert, ensemble, generate, plan, train
 from flows.house import auto3dseg, shell
-from flows.plan import refuse_too_big
-from tasks.crew import write_uses
-from tasks.plan import publish_plan, publish_used
+from flows.plan import planned, refuse_too_big
 
-STAGES: dict[str, ModuleType] = {
+STAGES: dict[str, Callable[[Any], StageResult]] = {
+    "convert": convert.run,
+    "analyze": analyze.run,
+    "generate": generate.run,
+    "train": train.train_and_rank,
+    "ensemble": ensemble.run,
+}
+#: What can be asked for alone: each stage, and the plan of all of them.
+MODES: dict[str, ModuleType] = {
     "convert": convert,
     "analyze": analyze,
     "generate": generate,
     "train": train,
     "ensemble": ensemble,
+    "plan": plan,
 }
-#: Each stage can be asked for alone, and the plan of all of them.
-MODES = {**STAGES, "plan": plan}
-#: Modes that are planned: those that take days.
-_PLANNED = ("full", "train")
 
 
 def check(options: FullOptions) -> None:
     """Refuse, before anything is made, what some later stage could not do."""
     if options.mode != "full":
         MODES[options.mode].check(_for(options.mode, options))
-        if options.mode in _PLANNED:
-            refuse_too_big(_for(options.mode, options))
         return
     check_choice(options)
     if options.datalist is not None:
@@ -59,17 +61,11 @@ def check(options: FullOptions) -> None:
 
 
 def run(options: FullOptions) -> StageResult:
-    """Run a mode; beside the plan made at its start stands in the end what it used."""
-    if options.mode not in _PLANNED:
+    """Run all stages, planned before and accounted for afterwards, or one of them."""
+    if options.mode != "full":
         return MODES[options.mode].run(_for(options.mode, options))
-    planned = options if options.mode == "full" else _for(options.mode, options)
-    made = publish_plan(planned)
-    for problem in made.problems if made else ():
-        get_run_logger().warning("the plan: %s", problem)
-    result = _all(options) if options.mode == "full" else train.run(planned)
-    write_uses(options.work_dir)
-    publish_used(options.work_dir)
-    return result
+    with planned(options):
+        return _all(options)
 
 
 def _all(options: FullOptions) -> StageResult:
@@ -83,7 +79,7 @@ def _all(options: FullOptions) -> StageResult:
             get_run_logger().warning("no testing case in the datalist: nothing to predict")
             break
         try:
-            results.append(STAGES[stage].run(_for(stage, options)))
+            results.append(STAGES[stage](_for(stage, options)))
         except CellmapError as error:
             # What failed before must be told too, so the stage joins the list and ends the run.
             results.append(StageResult(failures=(Failure(item=stage, reason=str(error)),)))

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from prefect import get_run_logger
 
 from cellmap_core.bundles.names import check_choice
 from cellmap_core.cluster.plan import plan_here, read_plan
 from cellmap_core.cluster.profiles import site_of
 from cellmap_core.convert import check_crop_count
-from cellmap_core.errors import OptionError
+from cellmap_core.errors import CellmapError, OptionError
 from cellmap_core.folds import check_fold_count
 from cellmap_core.models import StageResult
 from cellmap_core.options import ConvertOptions, PlanOptions, TrainOptions
 from cellmap_core.work import datalist_of, ensure_folder
 from flows.house import auto3dseg, shell
-from tasks.plan import PAGE_NAME, plan_run
+from tasks.plan import PAGE_NAME, plan_run, publish_plan, publish_used
 
 
 def check(options: PlanOptions) -> None:
@@ -49,6 +53,20 @@ def refuse_too_big(options: PlanOptions | TrainOptions) -> None:
     """
     if site_of() is not None:
         plan_here(options).check()
+
+
+@contextmanager
+def planned(options: PlanOptions | TrainOptions) -> Iterator[None]:
+    """Plan what runs in the block; beside the plan stands in the end what it used."""
+    made = publish_plan(options)
+    for problem in made.problems if made else ():
+        get_run_logger().warning("the plan: %s", problem)
+    try:
+        yield
+    except CellmapError:
+        publish_used(options.work_dir)
+        raise
+    publish_used(options.work_dir)
 
 
 def _show(options: PlanOptions) -> None:

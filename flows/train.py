@@ -16,6 +16,7 @@ from cellmap_core.options import TrainOptions
 from cellmap_core.training.launch import last_place, progress_mark, read_result
 from cellmap_core.work import bundles_of
 from flows.house import auto3dseg, shell
+from flows.plan import planned, refuse_too_big
 from tasks.crew import Crew, crew
 from tasks.leaderboard import publish_leaderboard
 from tasks.train import train_fold
@@ -24,27 +25,37 @@ from tasks.train import train_fold
 _FRUITLESS = 3
 
 
-def check(options: TrainOptions) -> tuple[BundleRef, ...]:
-    """The bundles to train; refuse what was not generated."""
-    return bundles_of(options.work_dir, options.algos, options.num_fold, options.folds)
+def check(options: TrainOptions) -> None:
+    """Refuse what was not generated, and on a cluster what would not fit."""
+    _bundles(options)
+    refuse_too_big(options)
 
 
 def run(options: TrainOptions) -> StageResult:
+    """Train the bundles, planned before and accounted for afterwards."""
+    with planned(options):
+        return train_and_rank(options)
+
+
+def train_and_rank(options: TrainOptions) -> StageResult:
     """Train the bundles and publish the leaderboard of those that succeeded."""
-    results, failures = train_all(check(options), options.gpus_per_training)
+    results, failures = _train_all(options)
     if results:
         publish_leaderboard(results)
     return StageResult(failures=failures).and_then(*results)
 
 
-def train_all(
-    bundles: tuple[BundleRef, ...], gpus_per_training: int = 1
-) -> tuple[tuple[TrainResult, ...], tuple[Failure, ...]]:
+def _bundles(options: TrainOptions) -> tuple[BundleRef, ...]:
+    return bundles_of(options.work_dir, options.algos, options.num_fold, options.folds)
+
+
+def _train_all(options: TrainOptions) -> tuple[tuple[TrainResult, ...], tuple[Failure, ...]]:
     """Train side by side in as many slots as there are; the next begins when one is free.
 
     One that was lost with its worker, or whose job had no time left, goes on from its
     checkpoint in another, as often as it gets on.
     """
+    bundles = _bundles(options)
     outcomes: dict[str, TrainResult | Failure] = {
         b.name: train_fold(b, return_state=True).result()
         for b in bundles
@@ -52,7 +63,8 @@ def train_all(
     }
     waiting = deque(b for b in bundles if b.name not in outcomes)
     if waiting:
-        with crew("train", len(waiting), gpus_per_training) as workers:
+        each, folder = options.gpus_per_training, options.work_dir
+        with crew("train", len(waiting), each, work_dir=folder) as workers:
             outcomes |= _train_in(workers, waiting)
     # Told in the order asked for, not in that of their ends.
     told = [outcomes[bundle.name] for bundle in bundles]

@@ -23,7 +23,7 @@ from prefect_dask import DaskTaskRunner
 from cellmap_core.cluster.profiles import Site, Stage, site_of
 from cellmap_core.cluster.uses import JobUse, append_use
 from cellmap_core.errors import StageJobsError, is_lost
-from cellmap_core.machine import cores, gpus
+from cellmap_core.machine import cores, gpus, peak_memory_bytes
 
 # A stage whose jobs are refused is found out between two of these.
 _WAIT_SECONDS = 5.0
@@ -31,8 +31,13 @@ _WAIT_SECONDS = 5.0
 _LAST_WORDS_SECONDS = 10.0
 
 
-class LastWords(WorkerPlugin):
-    """Sends what a worker still has to tell Prefect before it goes: task states and log lines."""
+class Reporter(WorkerPlugin):
+    """Has a worker tell what memory it takes, and before it goes all it has for Prefect."""
+
+    def setup(self, worker: Worker) -> None:  # noqa: D102 - Dask's interface
+        from tasks.stage_jobs import PEAK_METRIC
+
+        worker.metrics[PEAK_METRIC] = lambda _: peak_memory_bytes()
 
     def teardown(self, worker: Worker) -> Any:  # noqa: D102 - Dask's interface
         from prefect.events.worker import EventsWorker
@@ -118,7 +123,7 @@ class SiteCrew:
 
     def __enter__(self) -> SiteCrew:
         self._runner.__enter__()
-        self.client.register_plugin(LastWords())
+        self.client.register_plugin(Reporter())
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -185,14 +190,8 @@ class SiteCrew:
 _current: ContextVar[SiteCrew | None] = ContextVar("crew", default=None)
 
 
-#: Jobs of this process's runs that have ended and are not written down yet.
+#: Jobs of stages that have ended, until a stage has a work folder to write them down in.
 _ended: list[JobUse] = []
-
-
-def write_uses(work_dir: Path) -> None:
-    """Write down what the jobs so far have taken, beside the run's other files."""
-    while _ended:
-        append_use(work_dir, _ended.pop(0))
 
 
 def current() -> SiteCrew | None:
@@ -201,7 +200,9 @@ def current() -> SiteCrew | None:
 
 
 @contextmanager
-def crew(stage: Stage, most: int | None = None, gpus_each: int = 1) -> Iterator[Crew]:
+def crew(
+    stage: Stage, most: int | None = None, gpus_each: int = 1, work_dir: Path | None = None
+) -> Iterator[Crew]:
     """The crew of a stage, for as long as the block lasts.
 
     Parameters
@@ -212,17 +213,23 @@ def crew(stage: Stage, most: int | None = None, gpus_each: int = 1) -> Iterator[
         Pieces of work at a time.
     gpus_each : int
         GPUs for each on this machine; a profile's stage says it for its jobs.
+    work_dir : Path, optional
+        Where it is written down what the jobs took.
     """
     site = site_of()
     if site is None:
         yield LocalCrew(most or cores(), gpus_each)
         return
-    with SiteCrew(site, stage, most) as jobs:
-        token = _current.set(jobs)
-        try:
-            yield jobs
-        finally:
-            _current.reset(token)
+    try:
+        with SiteCrew(site, stage, most) as jobs:
+            token = _current.set(jobs)
+            try:
+                yield jobs
+            finally:
+                _current.reset(token)
+    finally:
+        while work_dir and _ended:
+            append_use(work_dir, _ended.pop(0))
 
 
 def _flow_run() -> Any:

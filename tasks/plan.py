@@ -10,10 +10,10 @@ from cellmap_core.cluster.plan import (
     Plan,
     plan_here,
     read_plan,
-    training_uses,
+    trainings_of,
     write_plan,
 )
-from cellmap_core.cluster.uses import read_uses
+from cellmap_core.cluster.uses import uses_of
 from cellmap_core.errors import CellmapError
 from cellmap_core.models import StageResult
 from cellmap_core.options import PlanOptions, TrainOptions
@@ -68,8 +68,7 @@ def publish_used(work_dir: Path) -> None:
 
 @house_task("predicted and used")
 def _publish_used(plan: Plan, work_dir: Path) -> StageResult:
-    known = read_uses(work_dir)
-    uses = (*known, *training_uses(work_dir, plan, known))
+    uses = uses_of(work_dir, trainings_of(work_dir, plan))
     page = used_markdown(plan, uses)
     write_text(work_dir / PAGE_NAME, page)
     publish_page("plan", page, "Predicted, and used")

@@ -13,6 +13,7 @@ import contextlib
 import os
 import sys
 import threading
+from collections import defaultdict
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -46,6 +47,8 @@ _LOOK_SECONDS = 5.0
 _LET_GO_SECONDS = 30.0
 # Of a twentieth of a second each; the scheduler learns in the next one as a rule.
 _FETCHED_LOOKS = 100
+#: Workers tell by it the most memory that each of them has taken so far, in bytes.
+PEAK_METRIC = "peak_bytes"
 _LOOK_VARIABLE = "AUTO3DSEG_POLL_SECONDS"
 
 
@@ -114,6 +117,8 @@ class StageCluster(SLURMCluster):
         self._of = (run_id, stage)
         self._wanted, self._said = 0, dict[int, str]()
         self._unborn, self._born, self._leaving = 0, set[str](), set[str]()
+        self._peaks: dict[str, dict[Any, int]] = defaultdict(dict)
+        self._uses: list[JobUse] = []
         self._failure: StageJobsError | None = None
         security = Security.temporary()
         spec = _spec(site, stage, run_id, run_name, self.resources, security)
@@ -198,7 +203,7 @@ class StageCluster(SLURMCluster):
 
     def uses(self) -> list[JobUse]:
         """What the jobs that have ended took."""
-        return [_use(record, self._of[1], self.resources) for record in self.ended]
+        return self._uses
 
     def _get_worker_security(self, _: Any) -> None:
         """No key file on a disk: the workers find theirs in their environment."""
@@ -251,6 +256,8 @@ class StageCluster(SLURMCluster):
         self._leaving.discard(name)
         if record is not None:
             self.ended.append(record)
+            peak = sum(self._peaks.pop(name, {}).values())
+            self._uses.append(_use(record, self._of[1], self.resources, peak or None))
             self._tell(_end(record))
         self._unborn = 0 if name in self._seen() else self._unborn + (job.job_id is not None)
         if job.refused is not None:
@@ -266,9 +273,11 @@ class StageCluster(SLURMCluster):
         await job.close()
 
     def _seen(self) -> set[str]:
-        """Names of the jobs whose workers have come."""
+        """Names of the jobs whose workers have come; what those say of themselves is kept."""
         for worker in self.scheduler.workers.values():
-            self._born.add(_job_name(worker.name))
+            job = _job_name(worker.name)
+            self._born.add(job)
+            self._peaks[job][worker.name] = worker.metrics.get(PEAK_METRIC, 0)
         return self._born
 
     async def _cancel_strays(self, own: dict[int, JobRecord]) -> None:
@@ -365,7 +374,7 @@ def _end(record: JobRecord) -> str:
     return f"job {record.job_id} ended {record.state} on {record.node or 'no node'}"
 
 
-def _use(record: JobRecord, stage: Stage, asked: Resources) -> JobUse:
+def _use(record: JobRecord, stage: Stage, asked: Resources, peak: int | None) -> JobUse:
     ran = record.started and record.ended and record.node
     times = (record.submitted, record.started) if ran else (record.submitted, record.ended)
     return JobUse(
@@ -376,6 +385,8 @@ def _use(record: JobRecord, stage: Stage, asked: Resources) -> JobUse:
         run_seconds=_between(record.started, record.ended) if ran else 0.0,
         cores=asked.cores,
         gpus=asked.gpus,
+        ended=record.ended.astimezone() if record.ended else None,
+        peak_host_bytes=peak,
         end=str(record.end),
     )
 

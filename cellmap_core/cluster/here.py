@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 
 from cellmap_core.models import Frozen
@@ -33,11 +34,12 @@ exit "$code"
 
 
 class Place(Frozen):
-    """A job, where it runs and where its output goes."""
+    """A job, where it runs, where its output goes, and since when somebody is in it."""
 
     job_id: int
     node: str = ""
     log: Path | None = None
+    since: datetime | None = None
 
     def __str__(self) -> str:
         """The job in one line."""

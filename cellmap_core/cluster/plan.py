@@ -29,7 +29,7 @@ from cellmap_core.cluster.rates import (
     total_flops,
 )
 from cellmap_core.cluster.slurm import Slurm
-from cellmap_core.cluster.uses import USES_NAME, JobUse, append_use, read_uses
+from cellmap_core.cluster.uses import JobUse, Training
 from cellmap_core.datastats.reports import read_summary
 from cellmap_core.errors import OptionError, PlanError, SchedulerUnavailable, SubmissionRefused
 from cellmap_core.models import BundleRef, Frozen
@@ -39,7 +39,7 @@ from cellmap_core.training.algorithms import ALGORITHMS, algorithm
 from cellmap_core.training.config import TrainConfig
 from cellmap_core.training.config_files import MODEL_FOLDER, read_bundle_config
 from cellmap_core.training.facts import Facts, Memory, facts_of, memory_there
-from cellmap_core.training.launch import read_epochs
+from cellmap_core.training.launch import places, read_epochs
 from cellmap_core.training.result import read_result
 from cellmap_core.training.rules import derive_from, training_bytes, usable_bytes
 from cellmap_core.training.volumes import CACHE_NAME
@@ -47,17 +47,13 @@ from cellmap_core.work import bundles_of, datalist_of, working_datalist_of
 
 __all__ = [
     "PLAN_NAME",
-    "USES_NAME",
-    "JobUse",
     "Plan",
     "StagePlan",
-    "append_use",
     "make_plan",
     "plan_here",
     "plan_training",
     "read_plan",
-    "read_uses",
-    "training_uses",
+    "trainings_of",
     "write_plan",
 ]
 
@@ -285,28 +281,36 @@ def read_plan(work_dir: Path) -> Plan | None:
         return None
 
 
-def training_uses(work_dir: Path, plan: Plan, known: Iterable[JobUse]) -> tuple[JobUse, ...]:
-    """What trainings that ran in no job of their own used, by their own records."""
-    named = {use.item for use in known}
-    uses = []
+def trainings_of(work_dir: Path, plan: Plan) -> tuple[Training, ...]:
+    """The trainings of a plan that have begun, as they tell of themselves."""
+    begun = []
     for stage in (s for s in plan.stages if s.stage == "train"):
         for folder in sorted(work_dir.glob(f"{stage.item}_*")):
             _, _, fold = folder.name.rpartition("_")
-            if folder.name in named or not fold.isdigit():
-                continue
-            bundle = BundleRef(algo=stage.item, fold=int(fold), folder=folder)
-            if records := read_epochs(bundle):
-                use = JobUse(
-                    stage="train",
-                    item=folder.name,
-                    run_seconds=sum(r["seconds"] for r in records),
-                    cores=stage.cores,
-                    gpus=stage.gpus,
-                    peak_host_bytes=_peak(records),
-                    end="done" if read_result(bundle) else "not finished",
-                )
-                uses.append(use)
-    return tuple(uses)
+            if fold.isdigit():
+                bundle = BundleRef(algo=stage.item, fold=int(fold), folder=folder)
+                begun.append(_training(stage, bundle))
+    return tuple(begun)
+
+
+def _training(stage: StagePlan, bundle: BundleRef) -> Training:
+    records = read_epochs(bundle)
+    peak = _peak(records)
+    own = JobUse(
+        stage="train",
+        item=bundle.name,
+        run_seconds=sum(r["seconds"] for r in records),
+        cores=stage.cores,
+        gpus=stage.gpus,
+        peak_host_bytes=peak,
+        end="done" if read_result(bundle) else "not finished",
+    )
+    return Training(
+        name=bundle.name,
+        places=places(bundle),
+        peak_host_bytes=peak,
+        own=own if records else None,
+    )
 
 
 class _Planner:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import os
+from collections import defaultdict
+from collections.abc import Sequence
+from datetime import datetime, timedelta
 from pathlib import Path
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
+from cellmap_core.cluster.here import Place
 from cellmap_core.cluster.profiles import Stage
+from cellmap_core.lines import append_line, read_lines
 from cellmap_core.models import Frozen
 
 #: Where the records of a work folder's jobs are kept.
@@ -31,6 +35,8 @@ class JobUse(Frozen):
         From submission to start, and from start to end.
     cores, gpus : int
         It had.
+    ended : datetime or None
+        When; None for work that was no job.
     peak_host_bytes : int or None
         Most memory it took of the machine; None where nobody tells.
     end : str
@@ -45,43 +51,76 @@ class JobUse(Frozen):
     run_seconds: float = Field(0.0, ge=0)
     cores: int = Field(1, ge=0)
     gpus: int = Field(0, ge=0)
+    ended: datetime | None = None
     peak_host_bytes: int | None = None
     end: str = "done"
 
 
-def append_use(work_dir: Path, use: JobUse) -> None:
-    """Add the record of a job; whole lines of several writers do not mix.
+class Training(Frozen):
+    """A training of a work folder as it tells of itself.
 
-    A line that a writer left torn when it was killed is closed first.
+    Attributes
+    ----------
+    name : str
+        ``segresnet_0``.
+    places : tuple of Place
+        Jobs it was in, in order.
+    peak_host_bytes : int or None
+        Most memory it took of a machine.
+    own : JobUse or None
+        What it used by its own clock, for one that ran in no job; None where it has not begun.
     """
-    path = work_dir / USES_NAME
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o664)
-    try:
-        size = os.fstat(descriptor).st_size
-        torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
-        line = ("\n" if torn else "") + use.model_dump_json() + "\n"
-        os.write(descriptor, line.encode())
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+
+    name: str
+    places: tuple[Place, ...] = ()
+    peak_host_bytes: int | None = None
+    own: JobUse | None = None
+
+
+def append_use(work_dir: Path, use: JobUse) -> None:
+    """Add the record of a job."""
+    append_line(work_dir / USES_NAME, use.model_dump_json())
 
 
 def read_uses(work_dir: Path) -> tuple[JobUse, ...]:
-    """Records of all jobs of a work folder, each job once: its last record counts.
+    """Records of all jobs of a work folder, each job once: its last record counts."""
+    return tuple({use.job_id: use for use in read_lines(work_dir / USES_NAME, JobUse)}.values())
 
-    A line that is torn, or of another version, is passed over.
+
+def uses_of(work_dir: Path, trainings: Sequence[Training]) -> tuple[JobUse, ...]:
+    """What a run used: its jobs, those of trainings by training, and what ran in no job.
+
+    Parameters
+    ----------
+    trainings : sequence of Training
+        Of the work folder, with what each has noted of itself.
     """
-    try:
-        lines = (work_dir / USES_NAME).read_text(encoding="utf-8", errors="replace").splitlines()
-    except FileNotFoundError:
-        return ()
-    uses: dict[object, JobUse] = {}
-    for number, line in enumerate(lines):
-        try:
-            use = JobUse.model_validate_json(line)
-        except ValidationError:
-            continue
-        # Dask's jobs have many items, a training's chain many jobs.
-        uses[(use.job_id, use.item) if use.job_id else -number] = use
-    return tuple(uses.values())
+    jobs = read_uses(work_dir)
+    begun: dict[int, list[tuple[datetime, Training]]] = defaultdict(list)
+    for training in trainings:
+        for place in training.places:
+            if place.since is not None:
+                begun[place.job_id].append((place.since, training))
+    told = [part for job in jobs for part in _parts(job, begun.get(job.job_id, []))]
+    named = {use.item for use in told}
+    return (*told, *(t.own for t in trainings if t.own and t.own.item not in named))
+
+
+def _parts(job: JobUse, begun: Sequence[tuple[datetime, Training]]) -> list[JobUse]:
+    """The record of a job, split where one training followed the other in it."""
+    if job.ended is None or not begun:
+        return [job]
+    parts: list[JobUse] = []
+    ordered = sorted(begun, key=lambda one: one[0])
+    # What a job takes before its first training counts as that one's.
+    begins = [job.ended - timedelta(seconds=job.run_seconds), *(since for since, _ in ordered[1:])]
+    ends = [*begins[1:], job.ended]
+    for (_, training), begin, end in zip(ordered, begins, ends, strict=True):
+        part = {
+            "item": training.name,
+            "queue_seconds": 0.0 if parts else job.queue_seconds,
+            "run_seconds": max(0.0, (end - begin).total_seconds()),
+            "peak_host_bytes": training.peak_host_bytes or job.peak_host_bytes,
+        }
+        parts.append(job.model_copy(update=part))
+    return parts

@@ -127,7 +127,7 @@ def _used_row(stage: StagePlan, uses: Sequence[JobUse]) -> dict[str, Cell]:
     return {
         "stage": stage.name,
         "jobs": stage.jobs * stage.chain,
-        "jobs used": len(uses) if uses else None,
+        "jobs used": len({use.job_id or use.item for use in uses}) or None,
         "hours": _hours(predicted),
         "hours used": added(use.run_seconds for use in uses),
         "in the queue": added(use.queue_seconds for use in uses),

@@ -8,14 +8,15 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from cellmap_core.bundles.names import is_ours
 from cellmap_core.cluster.here import Place
 from cellmap_core.errors import BundleError, TrainingError, TrainingInterrupted
+from cellmap_core.lines import append_line, read_lines
 from cellmap_core.models import BundleRef, TrainResult
-from cellmap_core.provenance import write_text
 from cellmap_core.training.config_files import CONFIG_NAME, MODEL_FOLDER
 from cellmap_core.training.history import read_records
 from cellmap_core.training.result import read_result
@@ -24,6 +25,7 @@ __all__ = [
     "command",
     "last_place",
     "leave_place",
+    "places",
     "progress_mark",
     "read_epochs",
     "read_result",
@@ -41,7 +43,7 @@ STOP_NAME = "STOP"
 #: Tells the child who started it, so that it ends when that process is gone.
 PARENT_VARIABLE = "AUTO3DSEG_PARENT"
 
-_PLACE_NAME = "job.json"
+_PLACES_NAME = "jobs.jsonl"
 _KEPT_LINES = 15
 # A step and a checkpoint of a large model fit in this; SLURM's own KillWait is 30 s.
 _GRACE_SECONDS = 60.0
@@ -192,16 +194,19 @@ def read_epochs(bundle: BundleRef) -> list[dict[str, Any]]:
 
 
 def leave_place(bundle: BundleRef, here: Place) -> None:
-    """Note which job trains a bundle, for whoever has to tell what became of it."""
-    write_text(bundle.folder / _PLACE_NAME, here.model_dump_json() + "\n")
+    """Note which job trains a bundle from now on, for whoever has to tell what became of it."""
+    since = here.model_copy(update={"since": datetime.now(UTC)})
+    append_line(bundle.folder / _PLACES_NAME, since.model_dump_json())
+
+
+def places(bundle: BundleRef) -> tuple[Place, ...]:
+    """The jobs that trained a bundle, in order."""
+    return read_lines(bundle.folder / _PLACES_NAME, Place)
 
 
 def last_place(bundle: BundleRef) -> Place | None:
     """The job that trained a bundle last; None where none did."""
-    try:
-        return Place.model_validate_json((bundle.folder / _PLACE_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+    return next(reversed(places(bundle)), None)
 
 
 def progress_mark(bundle: BundleRef) -> int:

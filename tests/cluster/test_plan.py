@@ -5,21 +5,23 @@ import math
 import shutil
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from cellmap_core.cluster import plan as plans
 from cellmap_core.cluster.cases import cases_of_crops, cases_of_datalist
+from cellmap_core.cluster.here import Place
 from cellmap_core.cluster.jobs import Resources
 from cellmap_core.cluster.plan import Plan, StagePlan, make_plan, plan_here, plan_training
 from cellmap_core.cluster.profiles import SITE_VARIABLE, Site, Stages
 from cellmap_core.cluster.rates import ASSUMED_FLOPS, forward_flops, total_flops
-from cellmap_core.cluster.uses import USES_NAME, JobUse, append_use, read_uses
+from cellmap_core.cluster.uses import USES_NAME, JobUse, append_use, read_uses, uses_of
 from cellmap_core.datastats.analyze import analyze
 from cellmap_core.errors import DatalistError, PlanError, SchedulerUnavailable
 from cellmap_core.options import ConvertOptions, PlanOptions, TrainOptions
 from cellmap_core.report.plan_page import plan_markdown, plan_table, used_markdown, used_table
-from cellmap_core.training import history
+from cellmap_core.training import history, launch
 from cellmap_core.training.config_files import MODEL_FOLDER, make_config, read_bundle_config
 from tests.conftest import ROOT
 from tests.tiny_project import make_bundles
@@ -316,7 +318,7 @@ def test_a_plan_is_kept_whole(planned, tmp_path):
 
 
 def test_records_of_jobs_outlive_a_torn_line(tmp_path):
-    first, second = (JobUse(stage="train", item=f"segresnet_{n}", job_id=7 + n) for n in (0, 1))
+    first, second = (JobUse(stage="train", job_id=7 + n) for n in (0, 1))
     assert read_uses(tmp_path) == ()
     append_use(tmp_path, first)
     with (tmp_path / USES_NAME).open("a") as file:
@@ -361,10 +363,46 @@ def test_trainings_without_a_job_tell_what_they_used_themselves(idle_bundle):
     folder.mkdir(parents=True)
     for epoch in (1, 2):
         history.append(folder, record(epoch, 30.0))
-    (use,) = plans.training_uses(bundle.folder.parent, one_training(), ())
+    work = bundle.folder.parent
+    (use,) = uses_of(work, plans.trainings_of(work, one_training()))
     assert (use.item, use.run_seconds, use.peak_host_bytes) == ("segresnet_0", 60.0, 3 * 10**9)
     assert use.end == "not finished"
-    assert plans.training_uses(bundle.folder.parent, one_training(), [use]) == ()
+
+
+def test_a_job_is_shared_out_to_the_trainings_it_had(idle_bundle, monkeypatch):
+    """One job trained two folds; the first went on in a second job, which is not over."""
+    bundle, _, folder = idle_bundle
+    work = bundle.folder.parent
+    folder.mkdir(parents=True)
+    history.append(folder, record(1, 30.0))
+    other = bundle.model_copy(update={"fold": 1, "folder": work / "segresnet_1"})
+    began = datetime(2026, 5, 1, 12, tzinfo=UTC)
+    for which, job_id, minute in ((bundle, 7, 2), (other, 7, 20), (bundle, 8, 90)):
+        monkeypatch.setattr(launch, "datetime", Clock(began + timedelta(minutes=minute)))
+        launch.leave_place(which, Place(job_id=job_id, node="gpu1"))
+    use = JobUse(
+        stage="train", job_id=7, queue_seconds=60, run_seconds=3600, gpus=1,
+        ended=began + timedelta(hours=1), end="wall time",
+    )  # fmt: skip
+    append_use(work, use)
+    first, second = uses_of(work, plans.trainings_of(work, one_training()))
+    assert (first.item, first.queue_seconds, first.run_seconds) == ("segresnet_0", 60, 1200)
+    assert (second.item, second.queue_seconds, second.run_seconds) == ("segresnet_1", 0, 2400)
+    assert first.peak_host_bytes == 3 * 10**9
+    assert second.peak_host_bytes is None
+    (row,) = used_table(one_training(), [first, second])
+    assert (row["jobs used"], row["hours used"], row["GPU hours used"]) == (1, "1", "1")
+    assert launch.last_place(bundle).job_id == 8
+
+
+class Clock:
+    """A ``datetime`` whose ``now`` stands still."""
+
+    def __init__(self, now):
+        self._now = now
+
+    def now(self, _):
+        return self._now
 
 
 def test_the_page_says_whether_it_fits_with_limits_and_assumptions():

@@ -75,13 +75,16 @@ class SlurmService(Client):
     def logs_of(self, run_id):
         return self.logs(self.read(run_id))
 
-    def task_run_states(self, run_id):
-        """Names of the states of a run's tasks."""
+    def task_runs(self, run_id):
+        """The tasks of a run."""
         from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 
         chosen = FlowRunFilter(id=FlowRunFilterId(any_=[run_id]))
-        tasks = self.ask(lambda client: client.read_task_runs(flow_run_filter=chosen))
-        return [task.state_name for task in tasks]
+        return self.ask(lambda client: client.read_task_runs(flow_run_filter=chosen))
+
+    def task_run_states(self, run_id):
+        """Names of the states of a run's tasks."""
+        return [task.state_name for task in self.task_runs(run_id)]
 
     def submit_many(self, deployment_id, folder, count):
         """Create runs, one after another over one connection; gives their ids."""
