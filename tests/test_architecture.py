@@ -22,7 +22,11 @@ LIGHT = [
     "cellmap_core.command_line",
     "cellmap_core.work",
     "cellmap_core.training.launch",
+    "cellmap_core.cluster.check",
+    "deployments.doctor",
+    "deployments.flow_job",
     "deployments.local",
+    "deployments.slurm_worker",
     "flows.full",
 ]
 

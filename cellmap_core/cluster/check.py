@@ -73,7 +73,7 @@ def problems_of(site: Site, slurm: Slurm, stages: Iterable[Stage] | None = None)
     """What is wrong with each stage: by the list of nodes, else by SLURM's own word."""
     nodes = nodes_of(slurm)
     chosen = None if stages is None else set(stages)
-    for name, asked in site:
+    for name, asked in site.each().items():
         if chosen is not None and name not in chosen:
             continue
         found = False

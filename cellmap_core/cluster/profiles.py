@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -93,20 +93,20 @@ class Site(Frozen):
 
     @model_validator(mode="after")
     def _warned_in_time(self) -> Site:
-        for name, stage in self:
+        for name, stage in self.each().items():
             if stage.minutes * 60 < 2 * self.warn_seconds:
                 raise ValueError(
                     f"stages.{name}.hours is {stage.hours:g}, less than twice warn_seconds"
                 )
         return self
 
-    def __iter__(self) -> Iterator[tuple[Stage, Resources]]:  # type: ignore[override]
-        """The stages by name."""
-        return ((name, getattr(self.stages, name)) for name in STAGES)
-
     def of(self, stage: Stage) -> Resources:
         """What a job of a stage asks for."""
-        return next(resources for name, resources in self if name == stage)
+        return getattr(self.stages, stage)  # type: ignore[no-any-return]
+
+    def each(self) -> dict[Stage, Resources]:
+        """What a job asks for, stage by stage."""
+        return {stage: self.of(stage) for stage in STAGES}
 
     def with_stage(self, stage: Stage, changed: Mapping[str, Any]) -> Site:
         """The profile with some values of a stage changed.

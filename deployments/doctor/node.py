@@ -85,7 +85,7 @@ def probes_of(site: Site) -> list[Probe]:
     """One for each kind of node: stages that ask for the same one share it."""
     run = uuid.uuid4().hex[:8]
     kinds: dict[str, tuple[Resources, list[str]]] = {}
-    for stage, asked in site:
+    for stage, asked in site.each().items():
         tiny = _tiny(asked)
         kinds.setdefault(tiny.model_dump_json(), (tiny, []))[1].append(stage)
     folder = site.log_dir if site.log_dir.is_absolute() else Path.cwd() / site.log_dir

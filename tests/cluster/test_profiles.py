@@ -51,7 +51,7 @@ def test_the_requested_cluster_has_large_cpu_nodes_and_two_kinds_of_gpus():
     assert site.stages.analyze.gpus == 0
     assert site.stages.train.constraint == "l40s|a100"
     assert site.stages.train.gpus == 1
-    assert {asked.account for _, asked in site} == {"cellmap"}
+    assert {asked.account for asked in site.each().values()} == {"cellmap"}
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_defaults_hold_for_the_stages_that_say_nothing(tmp_path):
     )
     assert site.of("train").account == "other"
     assert site.of("analyze").account == "lab"
-    assert {asked.hours for _, asked in site} == {4}
+    assert {asked.hours for asked in site.each().values()} == {4}
     # What the defaults do not say stays as it is for each stage.
     assert site.of("train").gpus == 1
     assert site.of("flow").gpus == 0
