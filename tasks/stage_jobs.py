@@ -209,11 +209,15 @@ class StageCluster(SLURMCluster):
         """No key file on a disk: the workers find theirs in their environment."""
 
     def _keep_tending(self) -> None:
+        answers = True
         while not self._stop.wait(_look_seconds()):
             try:
                 self.sync(self._tend)
+                answers = True
             except SchedulerUnavailable as error:
-                self._tell(f"waiting for the cluster: {error}")
+                if answers:
+                    self._tell(f"waiting for the cluster: {error}")
+                answers = False
             except Exception as error:  # noqa: BLE001 - a thread's error is nobody's to see
                 if not self._stop.is_set():
                     self._tell(f"the jobs of {self._of[1]} cannot be looked after: {error!r}")

@@ -117,15 +117,15 @@ def wait_for_epochs(submit, job, work, count):
     wait_until(there, lambda: submit.log("train", job), PATIENCE)
 
 
-def test_a_training_goes_on_in_the_next_wall_time_and_ends_when_cancelled(
+def test_a_training_goes_on_in_the_next_wall_time_and_when_submitted_again(
     submit, converted, cluster
 ):
     work = submit.folder / "work"
-    job = submit(
-        "train", "--datalist", converted.datalist, "--work_dir", work, "--num_fold", 2,
+    arguments = (
+        "--datalist", converted.datalist, "--work_dir", work, "--num_fold", 2,
         "--num_epochs", 5000, "--overrides", *TINY,
-        options=["--time=10", "--signal=B:USR1@60"],
     )  # fmt: skip
+    job = submit("train", *arguments, options=["--time=10", "--signal=B:USR1@60"])
     wait_for_epochs(submit, job, work, 2)
     cluster.end_time(job, 80)  # Told at SLURM's next look, within half a minute.
     cluster.wait_for(job, "PENDING", 120)
@@ -148,6 +148,13 @@ def test_a_training_goes_on_in_the_next_wall_time_and_ends_when_cancelled(
     cluster.wait_for(job, "CANCELLED", 120)
     cluster.drain()
     assert "restart 2" not in submit.log("train", job)
+
+    before = epochs(work)
+    again = submit("train", *arguments)
+    wait_for_epochs(submit, again, work, len(before))
+    assert (seen := epochs(work)) == list(range(1, len(seen) + 1))
+    cluster.run("scancel", again)
+    cluster.wait_for(again, "CANCELLED", 120)
 
 
 def test_a_job_that_has_started_often_enough_asks_to_be_submitted(submit, converted, cluster):

@@ -3,6 +3,8 @@
 import contextlib
 import json
 import shutil
+import signal
+import time
 
 import pytest
 
@@ -184,15 +186,31 @@ def test_a_training_is_preempted(long, service):
     assert service.cluster.job(job)["state"] == "PREEMPTED"
 
 
-@pytest.mark.parametrize("time", [1, 2])
-def test_a_training_reaches_its_wall_time(time, long, service):
+def test_the_controller_is_away_for_a_minute(long, service):
+    """The training goes on in its job; nothing is given up, submitted or cancelled meanwhile."""
+    job, seen = long.gets_on(), len(long.epochs)
+    service.cluster.kill_controller(signal.SIGTERM)
+    try:
+        time.sleep(60)
+        assert service.read(long.run_id).state.is_running()
+        assert len(long.epochs) > seen
+        assert any("waiting for the cluster" in line for line in service.logs_of(long.run_id))
+    finally:
+        service.cluster.start_controller()
+    seen = len(long.epochs)
+    wait_until(lambda: len(long.epochs) > seen + 2, lambda: str(service.cluster.jobs()))
+    assert long.job == job
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_training_reaches_its_wall_time(times, long, service):
     job = long.gets_on()
     service.cluster.end_time(job, 75)
     long.gets_on(not_in=job)
     assert service.cluster.job(job)["state"] == "COMPLETED"
     # Prefect's server learns of a task's states a little later.
     wait_until(
-        lambda: service.task_run_states(long.run_id).count("HandedOn") == time,
+        lambda: service.task_run_states(long.run_id).count("HandedOn") == times,
         lambda: str(service.task_run_states(long.run_id)),
     )
 

@@ -2,16 +2,18 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from deployments import service as services
-from tests.conftest import skip
+from tests.conftest import ROOT, skip
 from tests.slurm.cluster import wait_until
 from tests.slurm.service import SlurmService, starts
 
@@ -191,10 +193,11 @@ def test_cancelled_while_it_waits(service, probe, tmp_path):
     assert starts(tmp_path) == []
 
 
-def test_a_controller_that_is_away_ends_nothing(service, probe, tmp_path):
+def test_a_controller_that_is_away_for_a_minute_ends_nothing(service, probe, tmp_path):
     running = service.submit(probe, tmp_path / "running", seconds=300)
     service.wait(running, lambda run: run.state.is_running())
     service.cluster.kill_controller(signal.SIGTERM)
+    began = time.monotonic()
     waiting = service.submit(probe, tmp_path / "waiting")
     service.wait(waiting, lambda run: run.state.is_pending())
     wait_until(
@@ -202,6 +205,7 @@ def test_a_controller_that_is_away_ends_nothing(service, probe, tmp_path):
         list,
         timeout=120,
     )
+    time.sleep(max(0.0, 60 - (time.monotonic() - began)))
     assert service.read(running).state.is_running()
     service.cluster.start_controller()
     assert service.done(waiting).state.is_completed()
@@ -264,6 +268,39 @@ def test_two_workers_share_a_pool_and_one_takes_up_the_others_runs(service, prob
         assert followed <= {"slurm-" + name for name in _numbered()}
     finally:
         service.service = second
+
+
+def test_a_worker_that_is_a_job_starts_again_before_its_wall_time(service, probe, tmp_path):
+    service.kill_worker()
+    variables = {
+        **services.environment(service.home, service.service),
+        "AUTO3DSEG_HOME": str(ROOT),
+        "AUTO3DSEG_SETUP": f"PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH",
+    }
+    script = ROOT / "deployments" / "sbatch" / "worker.sbatch"
+    command = ["sbatch", "--parsable", f"--output={tmp_path / 'worker.log'}", script]
+    said = subprocess.run(command, env=variables, check=True, capture_output=True, text=True)
+    job = said.stdout.strip()
+
+    def log():
+        return (tmp_path / "worker.log").read_text()
+
+    try:
+        wait_until(lambda: "started!" in log(), log)
+        first = service.submit(probe, tmp_path / "first", seconds=300)
+        service.wait(first, lambda run: run.state.is_running())
+        service.cluster.run("scancel", "--batch", "--signal=USR1", job)
+        service.cluster.wait_for(job, "PENDING")
+        service.cluster.release(job)
+        wait_until(lambda: log().count("started!") == 2, log)
+        second = service.submit(probe, tmp_path / "second")
+        (tmp_path / "first" / "go").touch()
+        for run_id in (first, second):
+            assert service.done(run_id).state.is_completed()
+            assert len(service.jobs_of(run_id)) == 1
+    finally:
+        service.cluster.run("scancel", job)
+        service.start_worker()
 
 
 def _numbered():
