@@ -1,25 +1,34 @@
 """`make bench-cluster`: how well a SLURM cluster is used, on one of four nodes brought up here.
 
-Six trainings (three algorithms, two folds) in four jobs at a time, through server, work pool
+Two hundred runs in the queue, and what they cost the worker. And six trainings (three algorithms, two folds) in four jobs at a time, through server, work pool
 and worker. Nothing is asserted; the bound beside the figure is what a perfect schedule of the
 same trainings could take, and a tenth and half a minute more.
 """
 
 from __future__ import annotations
 
-import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from cellmap_core.phantom import write_phantom
-from deployments import service as services
 from tests.bench.convert import run, table
 from tests.slurm.cluster import Cluster, missing
-from tests.slurm.service import SlurmService
+from tests.slurm.queued import counted_squeue, queue_up
+from tests.slurm.service import SlurmService, slurm_service
 
 ALGOS = ("segresnet", "dints", "swinunetr")
 SLOTS = 4
 EPOCHS = 40
+QUEUED = 200
+SMALL_SITE = """
+name: bench
+log_dir: {logs}
+warn_seconds: 60
+stages:
+  flow: {{cores: 1, memory_gb: 1, hours: 1}}
+"""
 SITE = f"""
 name: bench
 log_dir: {{logs}}
@@ -47,24 +56,37 @@ OPTIONS = {
 
 def main() -> None:
     """Run the parts asked for (all of them by default) and print their tables."""
-    run({"makespan": makespan}, __doc__)
+    run({"makespan": makespan, "queue": queue}, __doc__)
 
 
 def makespan(folder: Path) -> None:
     """Time from the start of six trainings' run to its end, against their own times."""
+    with _service(folder, SITE) as service:
+        _train(service, folder)
+
+
+def queue(folder: Path) -> None:
+    """Memory of the worker with one and with many queued runs, and its calls of ``squeue``."""
+    calls = counted_squeue(folder / "bin")
+    path = f"{calls.parent}:{os.environ['PATH']}"
+    with _service(folder, SMALL_SITE, PATH=path) as service:
+        seen = queue_up(service, service.deploy_probe(), folder / "runs", QUEUED, calls)
+    lost = len(set(seen.run_ids) - set(seen.job_runs))
+    doubled = len(seen.job_runs) - len(set(seen.job_runs))
+    row = [QUEUED, f"{seen.one_mib:.0f}", f"{seen.all_mib:.0f}", f"{seen.calls / seen.polls:.2f}"]
+    columns = ["runs", "MiB with one", "MiB with all", "squeue calls a poll", "lost", "doubled"]
+    table("Runs in the queue", columns, [[*row, lost, doubled]])
+
+
+@contextmanager
+def _service(folder: Path, site: str, **environment: str) -> Iterator[SlurmService]:
     if reason := missing():
-        print(f"not measured: {reason}")
-        return
+        raise SystemExit(f"not measured: {reason}")
     cluster = Cluster()
     cluster.start()
     try:
-        home = _home(folder)
-        os.environ |= {**cluster.environment, "AUTO3DSEG_SITE": str(home / "site.yaml")}
-        service = SlurmService(home, services.start(home, "slurm"), cluster)
-        try:
-            _train(service, folder)
-        finally:
-            services.stop(home)
+        with slurm_service(cluster, folder / "home", site, **environment) as service:
+            yield service
     finally:
         cluster.stop()
 
@@ -95,13 +117,6 @@ def _train(service: SlurmService, folder: Path) -> None:
     columns = ["trainings", "slots", "sum s", "longest s", "run s", "bound s", "of the bound"]
     title = "A run of six trainings; bound: 1.1 × sum / slots + longest + 30 s"
     table(title, [*columns, "over sum / slots + longest"], [row])
-
-
-def _home(folder: Path) -> Path:
-    home = folder / "home"
-    home.mkdir()
-    (home / "site.yaml").write_text(SITE.format(logs=json.dumps(str(home / "job logs"))))
-    return home
 
 
 if __name__ == "__main__":

@@ -3,11 +3,52 @@
 import os
 import signal
 import time
+from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
 
 from deployments import service as services
 from tests.conftest import ROOT
 from tests.deployments.conftest import Client
+
+#: Of Prefect: a server and workers that look more often than people need.
+_PROFILE = """
+active = "tests"
+[profiles.tests]
+PREFECT_WORKER_QUERY_SECONDS = "2"
+PREFECT_WORKER_HEARTBEAT_SECONDS = "3"
+PREFECT_SERVER_SERVICES_FOREMAN_LOOP_SECONDS = "3"
+"""
+
+
+@contextmanager
+def slurm_service(cluster, home, profile, **environment):
+    """Server, pool, deployments and a worker that looks every second, for a site profile.
+
+    Parameters
+    ----------
+    home : Path
+        A folder that is not there yet.
+    profile : str
+        The site profile; ``{logs}`` stands for a folder for the logs of jobs.
+    environment : str
+        More variables of the service and of this process while it is up.
+    """
+    site, settings = home / "a site.yaml", home / "prefect" / "profiles.toml"
+    settings.parent.mkdir(parents=True)
+    settings.write_text(_PROFILE)
+    site.write_text(profile.format(logs=f'"{home / "job logs"}"'))
+    own = {"AUTO3DSEG_SITE": str(site), "AUTO3DSEG_POLL_SECONDS": "1"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**cluster.environment, **own, **environment}.items():
+            patch.setenv(name, value)
+        started = services.start(home, "slurm")
+        try:
+            yield SlurmService(home, started, cluster)
+        finally:
+            services.stop(home)
+            cluster.restore()
 
 
 class SlurmService(Client):

@@ -11,6 +11,7 @@ import pytest
 from deployments import service as services
 from tests.conftest import ROOT
 from tests.slurm.cluster import wait_until
+from tests.slurm.service import slurm_service
 
 SITE = """
 name: tests
@@ -70,16 +71,10 @@ def levels(said):
 @pytest.fixture(scope="module")
 def served(cluster, tmp_path_factory):
     """A server, a pool of type slurm and its worker, as a user of a cluster has them."""
-    home = tmp_path_factory.mktemp("service")
-    profile = home / "site.yaml"
-    profile.write_text(SITE.format(folder=home, gpus=1))
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in cluster.environment.items():
-            patch.setenv(name, value)
-        patch.setenv("AUTO3DSEG_SITE", str(profile))
-        service = services.start(home, "slurm")
-        yield services.environment(home, service)
-        services.stop(home)
+    home = tmp_path_factory.mktemp("service") / "a home"
+    profile = SITE.format(folder=home.parent, gpus=1)
+    with slurm_service(cluster, home, profile) as service:
+        yield services.environment(home, service.service)
 
 
 def test_every_hop_of_a_service_that_works_is_well(cluster, served, site, tmp_path):

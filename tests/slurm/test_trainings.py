@@ -10,10 +10,9 @@ import pytest
 
 from cellmap_core.models import BundleRef
 from cellmap_core.training.launch import last_place, read_epochs
-from deployments import service as services
 from tests.deployments.test_local import TINY
 from tests.slurm.cluster import wait_until
-from tests.slurm.service import SlurmService
+from tests.slurm.service import slurm_service
 
 SITE = """
 name: tests
@@ -34,22 +33,8 @@ stages:
 @pytest.fixture(scope="module")
 def service(cluster, tmp_path_factory):
     """The service with a profile of GPU jobs for the trainings."""
-    home = tmp_path_factory.mktemp("slurm") / "a home"
-    home.mkdir()
-    site = home / "a site.yaml"
-    site.write_text(SITE.format(logs=json.dumps(str(home / "job logs"))))
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in cluster.environment.items():
-            patch.setenv(name, value)
-        patch.setenv("AUTO3DSEG_SITE", str(site))
-        patch.setenv("AUTO3DSEG_POLL_SECONDS", "1")
-        patch.setenv("PREFECT_WORKER_QUERY_SECONDS", "2")
-        started = services.start(home, "slurm")
-        try:
-            yield SlurmService(home, started, cluster)
-        finally:
-            services.stop(home)
-            cluster.restore()
+    with slurm_service(cluster, tmp_path_factory.mktemp("slurm") / "a home", SITE) as service:
+        yield service
 
 
 @pytest.fixture(autouse=True)

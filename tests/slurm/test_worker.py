@@ -3,7 +3,6 @@
 import json
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +14,8 @@ import pytest
 from deployments import service as services
 from tests.conftest import ROOT, skip
 from tests.slurm.cluster import wait_until
-from tests.slurm.service import SlurmService, starts
+from tests.slurm.queued import counted_squeue, queue_up
+from tests.slurm.service import slurm_service, starts
 
 SITE = """
 name: tests
@@ -28,36 +28,12 @@ stages:
 
 @pytest.fixture(scope="module")
 def service(cluster, tmp_path_factory):
-    """The service with a worker that looks every second; its paths have spaces."""
+    """The service; its paths have spaces, and each call of ``squeue`` is counted."""
     home = tmp_path_factory.mktemp("slurm") / "a home"
-    home.mkdir()
-    site = home / "a site.yaml"
-    site.write_text(SITE.format(logs=json.dumps(str(home / "job logs"))))
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in cluster.environment.items():
-            patch.setenv(name, value)
-        patch.setenv("AUTO3DSEG_SITE", str(site))
-        patch.setenv("AUTO3DSEG_POLL_SECONDS", "1")
-        patch.setenv("PREFECT_WORKER_QUERY_SECONDS", "2")
-        patch.setenv("PREFECT_WORKER_HEARTBEAT_SECONDS", "3")
-        calls = _counted_squeue(home / "bin")
-        patch.setenv("PATH", f"{calls.parent}:{os.environ['PATH']}")
-        started = services.start(home, "slurm")
-        try:
-            yield SlurmService(home, started, cluster)
-        finally:
-            services.stop(home)
-            cluster.restore()
-
-
-def _counted_squeue(folder):
-    """A ``squeue`` that leaves a line for each call, before the real one; gives the file."""
-    folder.mkdir()
-    calls, shim = folder / "calls", folder / "squeue"
-    calls.touch()
-    shim.write_text(f'#!/bin/sh\necho >> "{calls}"\nexec {shutil.which("squeue")} "$@"\n')
-    shim.chmod(0o755)
-    return calls
+    calls = counted_squeue(home / "bin")
+    path = f"{calls.parent}:{os.environ['PATH']}"
+    with slurm_service(cluster, home, SITE, PATH=path) as service:
+        yield service
 
 
 @pytest.fixture(scope="module")
@@ -334,44 +310,13 @@ def test_a_full_disk_for_the_logs_costs_the_log_alone(service, probe, tmp_path):
         subprocess.run(["umount", "--lazy", disk], check=True)
 
 
-def test_two_hundred_queued_runs_cost_little_and_none_is_lost_or_doubled(service, probe, tmp_path):
-    service.cluster.run("scontrol", "update", "PartitionName=cpu", "State=DOWN")
-    try:
-        runs = [service.submit(probe, tmp_path)]
-        service.wait(runs[0], lambda run: run.infrastructure_pid)
-        before = _resident_mib(service.service.worker_pid)
-        runs += service.submit_many(probe, tmp_path, 199)
-        _all_are(service, runs, lambda run: run.infrastructure_pid)
-        after = _resident_mib(service.service.worker_pid)
-        calls = (service.home / "bin" / "calls").stat().st_size
-        began = time.monotonic()
-        time.sleep(10)
-        calls = (service.home / "bin" / "calls").stat().st_size - calls
-        polls = time.monotonic() - began  # One a second here.
-        jobs = [job["comment"] for job in service.cluster.jobs() if job["state"] == "PENDING"]
-        service.cancel_many(runs)
-        _all_are(service, runs, lambda run: run.state.is_cancelled())
-    finally:
-        service.cluster.run("scontrol", "update", "PartitionName=cpu", "State=UP")
-    assert len(jobs) == len(set(jobs)) == 200
-    assert {comment.split(":")[1] for comment in jobs} == {str(run_id) for run_id in runs}
-    print(f"the worker has {before:.0f} MiB with one run, {after:.0f} MiB with 200")
-    assert after - before <= 30, (before, after)
-    assert 1 <= calls <= polls + 1
+def test_many_queued_runs_cost_little_and_none_is_lost_or_doubled(service, probe, tmp_path):
+    """Two hundred are ``make bench-cluster``'s."""
+    seen = queue_up(service, probe, tmp_path, 50, service.home / "bin" / "calls")
+    assert sorted(seen.job_runs) == sorted(seen.run_ids)
+    assert seen.all_mib - seen.one_mib <= 30, seen
+    assert 1 <= seen.calls <= seen.polls + 1
     wait_until(
         lambda: not [j for j in service.cluster.jobs() if j["state"] == "PENDING"],
         lambda: str(service.cluster.jobs()),
     )
-
-
-def _all_are(service, runs, condition):
-    wait_until(
-        lambda: time.sleep(1) or all(condition(run) for run in service.read_many(runs)),
-        lambda: str([run.state for run in service.read_many(runs) if not condition(run)][:5]),
-        timeout=300,
-    )
-
-
-def _resident_mib(pid):
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(status.split("VmRSS:")[1].split()[0]) / 1024
