@@ -1,8 +1,8 @@
 """`make bench-cluster`: how well a SLURM cluster is used, on one of four nodes brought up here.
 
-Two hundred runs in the queue, and what they cost the worker. And six trainings (three algorithms, two folds) in four jobs at a time, through server, work pool
-and worker. Nothing is asserted; the bound beside the figure is what a perfect schedule of the
-same trainings could take, and a tenth and half a minute more.
+Two hundred runs in the queue, and what they cost the worker. And six trainings (three
+algorithms, two folds) in four jobs at a time, through server, work pool and worker, beside a
+bound: what a perfect schedule of the same trainings could take, a tenth and half a minute more.
 """
 
 from __future__ import annotations

@@ -174,6 +174,10 @@ class SlurmService(Client):
         """The end of what the workers wrote."""
         return (self.home / "logs" / "worker.log").read_text()[-3000:]
 
+    def begun(self, run_id, folder):
+        """Wait until the probe that works in a folder has begun; gives its run."""
+        return self.wait(run_id, lambda run: run.infrastructure_pid and starts(folder))
+
     def done(self, run_id, timeout=180):
         return self.wait(run_id, lambda run: run.state.is_final(), timeout)
 

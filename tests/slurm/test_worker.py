@@ -82,7 +82,7 @@ def test_what_is_hostile_stays_a_text(service, probe, tmp_path):
 
 def test_a_worker_killed_and_started_again_follows_its_run(service, probe, tmp_path):
     run_id = service.submit(probe, tmp_path, seconds=300)
-    service.wait(run_id, lambda run: run.state.is_running())
+    service.begun(run_id, tmp_path)
     service.kill_worker()
     service.start_worker()
     run = service.read(run_id)
@@ -96,7 +96,7 @@ def test_a_worker_killed_and_started_again_follows_its_run(service, probe, tmp_p
 
 def test_a_job_that_died_while_no_worker_looked_goes_on(service, probe, tmp_path):
     run_id = service.submit(probe, tmp_path, seconds=300)
-    run = service.wait(run_id, lambda run: run.state.is_running())
+    run = service.begun(run_id, tmp_path)
     service.kill_worker()
     service.cluster.run("scontrol", "update", f"JobId={run.infrastructure_pid}", "Requeue=0")
     service.cluster.fail_node(service.cluster.job(run.infrastructure_pid)["node"])
@@ -110,7 +110,7 @@ def test_a_job_that_died_while_no_worker_looked_goes_on(service, probe, tmp_path
 
 def test_scancel_by_an_operator_ends_the_run_with_the_reason(service, probe, tmp_path):
     run_id = service.submit(probe, tmp_path, seconds=300)
-    run = service.wait(run_id, lambda run: run.state.is_running())
+    run = service.begun(run_id, tmp_path)
     service.cluster.run("scancel", run.infrastructure_pid)
     run = service.done(run_id)
     assert run.state.is_crashed()
@@ -120,7 +120,7 @@ def test_scancel_by_an_operator_ends_the_run_with_the_reason(service, probe, tmp
 
 def test_a_requeued_job_is_followed(service, probe, tmp_path):
     run_id = service.submit(probe, tmp_path, seconds=300)
-    run = service.wait(run_id, lambda run: run.state.is_running())
+    run = service.begun(run_id, tmp_path)
     service.cluster.run("scontrol", "requeue", run.infrastructure_pid)
     service.cluster.wait_for(run.infrastructure_pid, "PENDING")
     (tmp_path / "go").touch()
@@ -133,7 +133,7 @@ def test_a_requeued_job_is_followed(service, probe, tmp_path):
 
 def test_wall_time_is_followed_by_another_job(service, probe, tmp_path):
     run_id = service.submit(probe, tmp_path, seconds=300)
-    run = service.wait(run_id, lambda run: run.state.is_running())
+    run = service.begun(run_id, tmp_path)
     first = run.infrastructure_pid
     service.cluster.end_time(first, 80)
     service.wait(run_id, lambda run: len(starts(tmp_path)) > 1)
@@ -146,7 +146,7 @@ def test_wall_time_is_followed_by_another_job(service, probe, tmp_path):
 
 def test_cancelled_while_it_runs(service, probe, tmp_path):
     run_id = service.submit(probe, tmp_path, seconds=300)
-    service.wait(run_id, lambda run: run.state.is_running())
+    service.begun(run_id, tmp_path)
     service.cancel(run_id)
     run = service.done(run_id)
     assert run.state.is_cancelled()
@@ -171,7 +171,7 @@ def test_cancelled_while_it_waits(service, probe, tmp_path):
 
 def test_a_controller_that_is_away_for_a_minute_ends_nothing(service, probe, tmp_path):
     running = service.submit(probe, tmp_path / "running", seconds=300)
-    service.wait(running, lambda run: run.state.is_running())
+    service.begun(running, tmp_path / "running")
     service.cluster.kill_controller(signal.SIGTERM)
     began = time.monotonic()
     waiting = service.submit(probe, tmp_path / "waiting")
@@ -205,7 +205,7 @@ def test_a_bad_value_is_refused_before_anything_is_submitted(service, probe, tmp
 def test_a_preempted_run_waits_and_goes_on(service, probe, tmp_path):
     low = {"partition": "gpu_low"}
     run_id = service.submit(probe, tmp_path, seconds=300, job_variables=low)
-    run = service.wait(run_id, lambda run: run.state.is_running())
+    run = service.begun(run_id, tmp_path)
     job = service.cluster.job(run.infrastructure_pid)
     service.cluster.submit("sleep 3", "--partition=gpu", f"--nodelist={job['node']}", "--exclusive")
     service.cluster.wait_for(job["id"], "PENDING")
@@ -222,8 +222,8 @@ def test_two_workers_share_a_pool_and_one_takes_up_the_others_runs(service, prob
     second = service.service
     try:
         runs = [service.submit(probe, tmp_path / str(n), seconds=300) for n in range(4)]
-        for run_id in runs:
-            service.wait(run_id, lambda run: run.state.is_running())
+        for n, run_id in enumerate(runs):
+            service.begun(run_id, tmp_path / str(n))
         followed = {service.read(run_id).labels["prefect.worker.name"] for run_id in runs}
         assert len(service.workers()) == 2
         os.killpg(first.worker_pid, signal.SIGKILL)
@@ -259,12 +259,13 @@ def test_a_worker_that_is_a_job_starts_again_before_its_wall_time(service, probe
     job = said.stdout.strip()
 
     def log():
-        return (tmp_path / "worker.log").read_text()
+        file = tmp_path / "worker.log"
+        return file.read_text() if file.exists() else ""
 
     try:
         wait_until(lambda: "started!" in log(), log)
         first = service.submit(probe, tmp_path / "first", seconds=300)
-        service.wait(first, lambda run: run.state.is_running())
+        service.begun(first, tmp_path / "first")
         service.cluster.run("scancel", "--batch", "--signal=USR1", job)
         service.cluster.wait_for(job, "PENDING")
         service.cluster.release(job)
