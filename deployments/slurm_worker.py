@@ -351,7 +351,7 @@ class SlurmWorker(BaseWorker[SlurmJobConfiguration, SlurmVariables, SlurmWorkerR
             missed, record = 0, found
             if found.phase is Phase.ENDED:
                 break
-            if (told := _told(found)) != said:
+            if (told := str(found)) != said:
                 said = told
                 log.info(told)
             if await self._end_cancelled(flow_run, found):
@@ -511,28 +511,11 @@ def _best(jobs: dict[int, JobRecord], run: FlowRun) -> JobRecord | None:
     return max(own, key=lambda job: (job.phase is not Phase.ENDED, job.job_id), default=None)
 
 
-def _told(record: JobRecord) -> str:
-    """A live job's state in a few words."""
-    if record.phase is Phase.RUNNING:
-        return f"job {record.job_id} is {record.state.lower()} on {record.node or 'its node'}"
-    expected = f", start expected {record.started:%d %b %H:%M}" if record.started else ""
-    reason = "" if record.reason in ("", "None") else f": {record.reason}"
-    return f"job {record.job_id} waits in the queue{reason}{expected}"
-
-
 def _ended(job_id: int, record: JobRecord | None) -> str:
     """How a job ended, where, and how long it waited and ran."""
     if record is None or record.end is None:
         return f"job {job_id} is gone, and the cluster has no record of its end"
-    reason = "" if record.reason in ("", "None") else f" ({record.reason})"
-    said = f"job {job_id} ended {record.state}{reason}"
-    if record.node:
-        said += f" on {record.node}"
-    if record.submitted and record.started and record.ended and record.node:
-        queued = (record.started - record.submitted).total_seconds()
-        ran = (record.ended - record.started).total_seconds()
-        said += f", after {max(0, queued):.0f} s in the queue and {max(0, ran):.0f} s running"
-    return said
+    return str(record)
 
 
 def _with_tail(said: str, site: Site, run: FlowRun, job_id: int) -> str:

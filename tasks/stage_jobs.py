@@ -15,7 +15,6 @@ import sys
 import threading
 from collections import defaultdict
 from collections.abc import Callable
-from datetime import datetime
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -199,7 +198,7 @@ class StageCluster(SLURMCluster):
                 break
             self._stop.wait(_look_seconds())
         record = next((r for r in self.ended if r.job_id == job_id), None)
-        return _end(record) if record else f"job {job_id} was lost"
+        return str(record) if record else f"job {job_id} was lost"
 
     def uses(self) -> list[JobUse]:
         """What the jobs that have ended took."""
@@ -262,12 +261,12 @@ class StageCluster(SLURMCluster):
             self.ended.append(record)
             peak = sum(self._peaks.pop(name, {}).values())
             self._uses.append(_use(record, self._of[1], self.resources, peak or None))
-            self._tell(_end(record))
+            self._tell(str(record))
         self._unborn = 0 if name in self._seen() else self._unborn + (job.job_id is not None)
         if job.refused is not None:
             self._failure = StageJobsError(f"no job for {self._of[1]}: {job.refused}")
         elif self._unborn >= self._site.fruitless_jobs:
-            how = _end(record) if record else f"job {job.job_id} is gone"
+            how = str(record) if record else f"job {job.job_id} is gone"
             self._failure = StageJobsError(
                 f"{self._unborn} jobs of {self._of[1]} in a row ended before they began to work; "
                 f"the last: {how}; {job.log} ends with: {tail(job.log)[-800:] or 'nothing'}",
@@ -302,7 +301,7 @@ class StageCluster(SLURMCluster):
         return sorted(idle, key=lambda n: n in seen)
 
     def _tell_once(self, record: JobRecord) -> None:
-        said = _live(record)
+        said = str(record)
         if self._said.get(record.job_id) != said:
             self._said[record.job_id] = said
             self._tell(said)
@@ -367,36 +366,19 @@ def _job_name(worker: Any) -> str:
     return "-".join(str(worker).split("-")[:3])
 
 
-def _live(record: JobRecord) -> str:
-    if record.phase is Phase.RUNNING:
-        return f"job {record.job_id} ({run_of(record.comment)[1]}) runs on {record.node}"  # type: ignore[index]
-    reason = f": {record.reason}" if record.reason not in ("", "None") else ""
-    return f"job {record.job_id} ({run_of(record.comment)[1]}) waits in the queue{reason}"  # type: ignore[index]
-
-
-def _end(record: JobRecord) -> str:
-    return f"job {record.job_id} ended {record.state} on {record.node or 'no node'}"
-
-
 def _use(record: JobRecord, stage: Stage, asked: Resources, peak: int | None) -> JobUse:
-    ran = record.started and record.ended and record.node
-    times = (record.submitted, record.started) if ran else (record.submitted, record.ended)
     return JobUse(
         stage=stage,
         job_id=record.job_id,
         node=record.node,
-        queue_seconds=_between(*times),
-        run_seconds=_between(record.started, record.ended) if ran else 0.0,
+        queue_seconds=record.queue_seconds,
+        run_seconds=record.run_seconds,
         cores=asked.cores,
         gpus=asked.gpus,
         ended=record.ended.astimezone() if record.ended else None,
         peak_host_bytes=peak,
         end=str(record.end),
     )
-
-
-def _between(begin: datetime | None, end: datetime | None) -> float:
-    return max(0.0, (end - begin).total_seconds()) if begin and end else 0.0
 
 
 def _look_seconds() -> float:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 
-from cellmap_core.cluster.jobs import JobSpec, inherited
+from cellmap_core.cluster.jobs import JobSpec, inherited, run_of
 from cellmap_core.cluster.states import End, Phase, end_of, phase_of
 from cellmap_core.errors import SchedulerUnavailable, SubmissionRefused
 from cellmap_core.models import Frozen
@@ -62,6 +62,41 @@ class JobRecord(Frozen):
     def end(self) -> End | None:
         """How it ended; None where it has not."""
         return end_of(self.state) if self.phase is Phase.ENDED else None
+
+    @property
+    def queue_seconds(self) -> float:
+        """From submission to the start, or to the end of one that never ran."""
+        return _between(self.submitted, self.started if self._ran else self.ended)
+
+    @property
+    def run_seconds(self) -> float:
+        """From start to end."""
+        return _between(self.started, self.ended) if self._ran else 0.0
+
+    @property
+    def _ran(self) -> bool:
+        return bool(self.started and self.ended and self.node)
+
+    def __str__(self) -> str:
+        """The job and how it goes, or how it ended, in one line of a log."""
+        reason = "" if self.reason in ("", "None") else self.reason
+        if self.phase is Phase.RUNNING:
+            return f"{self._name} is {self.state.lower()} on {self.node or 'its node'}"
+        if self.phase is not Phase.ENDED:
+            start = f", start expected {self.started:%d %b %H:%M}" if self.started else ""
+            return f"{self._name} waits in the queue{reason and f': {reason}'}{start}"
+        said = f"{self._name} ended {self.state}{reason and f' ({reason})'}"
+        said += f" on {self.node}" if self.node else ""
+        if self._ran:
+            said += f", after {self.queue_seconds:.0f} s in the queue and "
+            said += f"{self.run_seconds:.0f} s running"
+        return said
+
+    @property
+    def _name(self) -> str:
+        """The job; of which stage, where it is not a run's own."""
+        of = run_of(self.comment)
+        return f"job {self.job_id}" + (f" ({of[1]})" if of and of[1] != "flow" else "")
 
 
 class Slurm:
@@ -240,6 +275,10 @@ def _record(line: str) -> JobRecord | None:
         ended=_time(ended),
         comment="" if comment == "(null)" else comment,
     )
+
+
+def _between(begin: datetime | None, end: datetime | None) -> float:
+    return max(0.0, (end - begin).total_seconds()) if begin and end else 0.0
 
 
 def _time(text: str) -> datetime | None:

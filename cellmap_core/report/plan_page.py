@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from cellmap_core.cluster.plan import Plan, StagePlan
 from cellmap_core.cluster.uses import JobUse
@@ -39,9 +39,9 @@ def used_markdown(plan: Plan, uses: Sequence[JobUse]) -> str:
     stages = list(plan.stages)
     parts = [
         f"# Predicted and used on {plan.site}",
-        "Hours are those of all jobs of a stage added up; memory is the most that one took. "
-        "– means that nobody told.",
-        markdown_table([_used_row(s, _of(s, uses)) for s in stages]),
+        "Planned / used. Times are those of all jobs of a stage added up; memory is the most that "
+        "one took. – means that nobody told.",
+        markdown_table([_both(_used_row(s, _of(s, uses))) for s in stages]),
         "## Jobs",
         markdown_table([_job_row(use) for use in uses]),
     ]
@@ -120,7 +120,7 @@ def _of(stage: StagePlan, uses: Iterable[JobUse]) -> list[JobUse]:
 
 def _used_row(stage: StagePlan, uses: Sequence[JobUse]) -> dict[str, Cell]:
     def added(each: Iterable[float]) -> str:
-        return _hours(sum(each) / _HOUR) if uses else "–"
+        return _clock(sum(each)) if uses else "–"
 
     peaks = [use.peak_host_bytes for use in uses if use.peak_host_bytes]
     predicted = None if stage.hours is None else stage.hours * stage.jobs
@@ -130,12 +130,26 @@ def _used_row(stage: StagePlan, uses: Sequence[JobUse]) -> dict[str, Cell]:
         "jobs used": len({use.job_id or use.item for use in uses}) or None,
         "hours": _hours(predicted),
         "hours used": added(use.run_seconds for use in uses),
-        "in the queue": added(use.queue_seconds for use in uses),
         "GPU hours": _hours(stage.gpu_hours),
         "GPU hours used": added(use.run_seconds * use.gpus for use in uses),
         "RAM GB": f"{stage.memory_needed_gb:.1f}",
         "RAM GB used": f"{max(peaks) / _GB:.1f}" if peaks else None,
+        "in the queue": added(use.queue_seconds for use in uses),
     }
+
+
+def _both(row: Mapping[str, Cell]) -> dict[str, Cell]:
+    """A row in which planned and used share a cell."""
+    told: dict[str, Cell] = {}
+    for name, value in row.items():
+        if not name.endswith(" used"):
+            used = f"{name} used"
+            told[name] = f"{_said(value)} / {_said(row[used])}" if used in row else value
+    return told
+
+
+def _said(value: Cell) -> str:
+    return "–" if value is None else str(value)
 
 
 def _job_row(use: JobUse) -> dict[str, Cell]:
@@ -145,13 +159,19 @@ def _job_row(use: JobUse) -> dict[str, Cell]:
         "stage": use.stage,
         "item": use.item or None,
         "node": use.node or None,
-        "queue hours": _hours(use.queue_seconds / _HOUR),
-        "run hours": _hours(use.run_seconds / _HOUR),
+        "in the queue": _clock(use.queue_seconds),
+        "running": _clock(use.run_seconds),
         "cores": use.cores,
         "GPUs": use.gpus,
         "RAM GB": f"{peak / _GB:.1f}" if peak else None,
         "end": use.end,
     }
+
+
+def _clock(seconds: float) -> str:
+    """Hours, minutes and seconds of something that has been measured."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
 def _hours(hours: float | None) -> str:

@@ -350,12 +350,14 @@ def test_used_stands_beside_predicted():
     ]  # fmt: skip
     (row,) = used_table(one_training(), uses)
     assert (row["jobs"], row["jobs used"]) == (4, 2)
-    assert (row["hours"], row["hours used"], row["in the queue"]) == ("6", "3", "0.5")
-    assert (row["GPU hours"], row["GPU hours used"]) == ("6", "3")
+    assert (row["hours"], row["hours used"]) == ("6", "3:00:00")
+    assert row["in the queue"] == "0:30:00"
+    assert (row["GPU hours"], row["GPU hours used"]) == ("6", "3:00:00")
     assert (row["RAM GB"], row["RAM GB used"]) == ("4.0", "5.0")
     page = used_markdown(one_training(), uses)
     assert "# Predicted and used on testville" in page
-    assert "| 1 | train | segresnet_0 | – | 0.5 | 2 |" in page
+    assert "| train segresnet | 4 / 2 | 6 / 3:00:00 | 6 / 3:00:00 | 4.0 / 5.0 | 0:30:00 |" in page
+    assert "| 1 | train | segresnet_0 | – | 0:30:00 | 2:00:00 |" in page
 
 
 def test_trainings_without_a_job_tell_what_they_used_themselves(idle_bundle):
@@ -391,7 +393,7 @@ def test_a_job_is_shared_out_to_the_trainings_it_had(idle_bundle, monkeypatch):
     assert first.peak_host_bytes == 3 * 10**9
     assert second.peak_host_bytes is None
     (row,) = used_table(one_training(), [first, second])
-    assert (row["jobs used"], row["hours used"], row["GPU hours used"]) == (1, "1", "1")
+    assert (row["jobs used"], row["hours used"], row["GPU hours used"]) == (1, "1:00:00", "1:00:00")
     assert launch.last_place(bundle).job_id == 8
 
 
