@@ -12,7 +12,7 @@ from cellmap_core.machine import cores
 from cellmap_core.machine import gpus as gpus_there
 from cellmap_core.models import BundleRef, TrainPause, TrainResult
 from cellmap_core.report.training_page import fold_markdown, running_markdown
-from cellmap_core.training.launch import leave_place, read_epochs, train_bundle
+from cellmap_core.training.launch import leave_place, places, read_epochs, train_bundle
 from tasks.artifacts import LivePage, Progress
 from tasks.house import house_task
 
@@ -36,7 +36,7 @@ def train_fold(
 
     def on_epoch(epoch: dict[str, Any]) -> None:
         progress.show(epoch["epoch"] / epoch["epochs"], _said(epoch))
-        page.show(lambda: running_markdown(bundle.name, read_epochs(bundle)) + _where(here))
+        page.show(lambda: running_markdown(bundle.name, read_epochs(bundle)) + _where(bundle))
 
     mine = gpus_there() if gpus is None else gpus
     try:
@@ -46,12 +46,18 @@ def train_fold(
             raise
         return TrainPause(bundle=bundle, why=f"{here} {why}", job_id=here.job_id)
     progress.show(1.0, "done")
-    page.show(lambda: fold_markdown(result, read_epochs(bundle)) + _where(here), last=True)
+    page.show(lambda: fold_markdown(result, read_epochs(bundle)) + _where(bundle), last=True)
     return result
 
 
-def _where(here: object | None) -> str:
-    return f"\n\nTrained in {here}.\n" if here is not None else ""
+def _where(bundle: BundleRef) -> str:
+    """The job of a training, and how many it took so far."""
+    jobs = places(bundle)
+    if not jobs:
+        return ""
+    number = len({job.job_id for job in jobs})
+    before = f"{number} jobs one after another; the last: " if number > 1 else ""
+    return f"\n\nTrained in {before}{jobs[-1]}.\n"
 
 
 def _said(epoch: dict[str, Any]) -> str:

@@ -125,6 +125,8 @@ def curves(
             axes.plot(x, heights, marker="." if len(x) < 30 else None, label=plain(name), **first)
         axes.set_title(plain(title), fontsize=11)
         axes.set_xlabel(x_label)
+        if all(float(value).is_integer() for value in x):
+            axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         # Beyond a dozen names a legend covers the picture; the table has the numbers.
         if 1 < len(lines) <= 12:
