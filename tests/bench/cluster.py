@@ -24,22 +24,22 @@ EPOCHS = 20
 QUEUED = 200
 SMALL_SITE = """
 name: bench
-log_dir: {logs}
+log_dir: LOGS
 warn_seconds: 60
 stages:
-  flow: {{cores: 1, memory_gb: 1, hours: 1}}
+  flow: {cores: 1, memory_gb: 1, hours: 1}
 """
 SITE = f"""
 name: bench
-log_dir: {{logs}}
+log_dir: LOGS
 network_interface: lo
-environment: {{{{OMP_NUM_THREADS: "1"}}}}
+environment: {{OMP_NUM_THREADS: "1"}}
 stages:
-  flow: {{{{cores: 1, memory_gb: 2, hours: 1}}}}
-  convert: {{{{jobs: 1, cores: 1, memory_gb: 2, hours: 1}}}}
-  analyze: {{{{jobs: 1, cores: 1, memory_gb: 2, hours: 1}}}}
-  train: {{{{jobs: {SLOTS}, cores: 1, memory_gb: 4, hours: 1, gpus: 1, gpu_memory_gb: 40,
-          partition: gpu}}}}
+  flow: {{cores: 1, memory_gb: 2, hours: 1}}
+  convert: {{jobs: 1, cores: 1, memory_gb: 2, hours: 1}}
+  analyze: {{jobs: 1, cores: 1, memory_gb: 2, hours: 1}}
+  train: {{jobs: {SLOTS}, cores: 1, memory_gb: 4, hours: 1, gpus: 1, gpu_memory_gb: 40,
+          partition: gpu}}
 """
 OPTIONS = {
     "algos": ALGOS,

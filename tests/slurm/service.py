@@ -31,14 +31,14 @@ def slurm_service(cluster, home, profile, **environment):
     home : Path
         A folder that is not there yet.
     profile : str
-        The site profile; ``{logs}`` stands for a folder for the logs of jobs.
+        The site profile; ``LOGS`` stands for a folder for the logs of jobs.
     environment : str
         More variables of the service and of this process while it is up.
     """
     site, settings = home / "a site.yaml", home / "prefect" / "profiles.toml"
     settings.parent.mkdir(parents=True)
     settings.write_text(_PROFILE)
-    site.write_text(profile.format(logs=f'"{home / "job logs"}"'))
+    site.write_text(profile.replace("LOGS", f'"{home / "job logs"}"'))
     own = {"AUTO3DSEG_SITE": str(site), "AUTO3DSEG_POLL_SECONDS": "1"}
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {**cluster.environment, **own, **environment}.items():

@@ -16,17 +16,17 @@ from tests.slurm.service import slurm_service
 
 SITE = """
 name: tests
-log_dir: {logs}
+log_dir: LOGS
 warn_seconds: 60
 network_interface: lo
-environment: {{OMP_NUM_THREADS: "1"}}
+environment: {OMP_NUM_THREADS: "1"}
 stages:
-  flow: {{cores: 1, memory_gb: 2, hours: 1}}
-  convert: {{jobs: 1, cores: 2, memory_gb: 2, hours: 1}}
-  analyze: {{jobs: 1, cores: 2, memory_gb: 2, hours: 1}}
-  train: {{jobs: 2, cores: 1, memory_gb: 5, hours: 1, gpus: 1, gpu_type: a100, partition: gpu_low,
-          gpu_memory_gb: 40}}
-  ensemble: {{cores: 1, memory_gb: 5, hours: 1, gpus: 1, partition: gpu}}
+  flow: {cores: 1, memory_gb: 2, hours: 1}
+  convert: {jobs: 1, cores: 2, memory_gb: 2, hours: 1}
+  analyze: {jobs: 1, cores: 2, memory_gb: 2, hours: 1}
+  train: {jobs: 2, cores: 1, memory_gb: 5, hours: 1, gpus: 1, gpu_type: a100, partition: gpu_low,
+          gpu_memory_gb: 40}
+  ensemble: {cores: 1, memory_gb: 5, hours: 1, gpus: 1, partition: gpu}
 """
 
 

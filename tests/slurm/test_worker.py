@@ -19,10 +19,10 @@ from tests.slurm.service import slurm_service, starts
 
 SITE = """
 name: tests
-log_dir: {logs}
+log_dir: LOGS
 warn_seconds: 60
 stages:
-  flow: {{cores: 1, memory_gb: 1, hours: 1}}
+  flow: {cores: 1, memory_gb: 1, hours: 1}
 """
 
 
@@ -296,13 +296,13 @@ def test_a_full_disk_for_the_logs_costs_the_log_alone(service, probe, tmp_path):
         with pytest.raises(OSError, match="No space left"):
             (disk / "full").write_bytes(b"x" * (1 << 17))
         site = tmp_path / "site.yaml"
-        site.write_text(SITE.format(logs=json.dumps(str(disk))))
+        site.write_text(SITE.replace("LOGS", json.dumps(str(disk))))
         run_id = service.submit(probe, tmp_path, job_variables={"site": str(site)})
         run = service.done(run_id)
         assert run.state.is_completed(), run.state.message
         wait_until(lambda: any("ended COMPLETED" in line for line in service.logs(run)), list)
         # A folder that cannot be made is told before anything is submitted.
-        site.write_text(SITE.format(logs=json.dumps(str(tmp_path / "site.yaml" / "logs"))))
+        site.write_text(SITE.replace("LOGS", json.dumps(str(tmp_path / "site.yaml" / "logs"))))
         run_id = service.submit(probe, tmp_path, job_variables={"site": str(site)})
         run = service.done(run_id)
         assert run.state.is_crashed()
