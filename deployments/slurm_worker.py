@@ -22,9 +22,10 @@ import fcntl
 import os
 import re
 import shlex
+import shutil
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -55,6 +56,7 @@ from prefect.workers.base import (
 )
 from pydantic import Field
 
+from cellmap_core.cluster.check import check_site
 from cellmap_core.cluster.jobs import JobSpec, comment_of, run_of
 from cellmap_core.cluster.profiles import LOGS_VARIABLE, SITE_VARIABLE, Site, read_site
 from cellmap_core.cluster.slurm import JobRecord, Slurm, tail
@@ -127,10 +129,12 @@ class SlurmJobConfiguration(BaseJobConfiguration):
         Raises
         ------
         ProfileError
-            There is no such profile, or a value is not valid.
+            There is none, or a value is not valid.
         """
         path = self.site or os.environ.get(SITE_VARIABLE)
-        site = read_site(Path(path).expanduser()) if path else Site(name="default")
+        if not path:
+            raise _no_profile()
+        site = read_site(Path(path).expanduser())
         names = ("partition", "account", "qos", "constraint", "cores", "memory_gb", "hours")
         changed = {n: v for n in names if (v := getattr(self, n)) is not None}
         return site.with_stage("flow", changed)
@@ -145,10 +149,11 @@ class SlurmJobConfiguration(BaseJobConfiguration):
         """
         site = self.profile()
         here = Path(self.working_dir).expanduser() if self.working_dir else Path.cwd()
+        if not here.is_dir():
+            raise ProfileError(f"working_dir: no folder {here}", "one that every node sees")
         environment = {k: str(v) for k, v in self.env.items() if v is not None}
-        if self.site or SITE_VARIABLE in os.environ:
-            path = Path(self.site or os.environ[SITE_VARIABLE]).expanduser().absolute()
-            environment[SITE_VARIABLE] = str(path)
+        path = Path(self.site or os.environ[SITE_VARIABLE]).expanduser().absolute()
+        environment[SITE_VARIABLE] = str(path)
         environment[LOGS_VARIABLE] = str((here / site.log_dir).absolute())
         try:
             command = shlex.split(self.command or self._base_flow_run_command())
@@ -170,6 +175,15 @@ class SlurmJobConfiguration(BaseJobConfiguration):
             requeue=True,
             mail=site.mail,
         )
+
+
+def _no_profile() -> ProfileError:
+    """Without one everything would run in the run's own small job."""
+    return ProfileError(
+        "no site profile",
+        "",
+        f"export {SITE_VARIABLE}=<deployments/sites/….yaml> where the worker is started",
+    )
 
 
 def _python(command: list[str], site: Site) -> list[str]:
@@ -194,12 +208,14 @@ class Queue:
     def __init__(self, slurm: Slurm, seconds: float, warn: Callable[[str], None]) -> None:
         self._slurm, self._seconds, self._warn = slurm, seconds, warn
         self._looked = anyio.Event()
+        self._looking = False
         self._jobs: dict[int, JobRecord] = {}
 
     async def watch(self) -> None:
         """Look, tell all who wait, and sleep; for as long as the worker runs."""
         answers = True
         while True:
+            self._looking = True
             try:
                 self._jobs = await anyio.to_thread.run_sync(self._slurm.jobs)
             except CellmapError as error:
@@ -210,11 +226,12 @@ class Queue:
                 answers = True
                 told, self._looked = self._looked, anyio.Event()
                 told.set()
+            self._looking = False
             await anyio.sleep(self._seconds)
 
     async def look(self) -> dict[int, JobRecord]:
         """The jobs of this user, by a look that begins after this call."""
-        for _ in range(2):  # The look under way may have begun before.
+        for _ in range(2 if self._looking else 1):  # That under way began before.
             await self._looked.wait()
         return self._jobs
 
@@ -234,11 +251,15 @@ class SlurmWorker(BaseWorker[SlurmJobConfiguration, SlurmVariables, SlurmWorkerR
         self._slurm = Slurm()
         self._seconds = float(os.environ.get(_POLL_VARIABLE, _POLL_SECONDS))
         self._queue = Queue(self._slurm, self._seconds, self._logger.warning)
-        self._followed: set[UUID] = set()
+        self._followed: dict[UUID, object] = {}
         self._cancelled: dict[UUID, datetime] = {}
 
     async def setup(self) -> None:
-        """Begin to look at the queue, and to look after runs."""
+        """Begin to look at the queue, and to look after runs; refuse where none could be run."""
+        try:
+            _check_here()
+        except CellmapError as error:
+            raise SystemExit(f"error: {error}") from error
         await super().setup()
         # Created here: a limiter belongs to the event loop.
         self._commands = anyio.CapacityLimiter(_COMMANDS)
@@ -261,16 +282,23 @@ class SlurmWorker(BaseWorker[SlurmJobConfiguration, SlurmVariables, SlurmWorkerR
         task_status: anyio.abc.TaskStatus[Any] | None = None,
     ) -> SlurmWorkerResult:
         """Submit a run's job and follow it to its end."""
-        self._followed.add(flow_run.id)
-        try:
+        with self._following(flow_run.id):
             job_id = await self._submit(flow_run, configuration)
             if task_status is not None:
                 task_status.started(str(job_id))
             await self._follow(flow_run, job_id, configuration.profile())
-        finally:
-            self._followed.discard(flow_run.id)
         # What became of the run is told to Prefect already: 0 keeps the base class from a guess.
         return SlurmWorkerResult(identifier=str(job_id), status_code=0)
+
+    @contextlib.contextmanager
+    def _following(self, run_id: UUID) -> Iterator[None]:
+        """Count a run as followed; the next job may be before the last one is done with."""
+        self._followed[run_id] = mine = object()
+        try:
+            yield
+        finally:
+            if self._followed.get(run_id) is mine:
+                del self._followed[run_id]
 
     async def kill_infrastructure(
         self,
@@ -312,7 +340,7 @@ class SlurmWorker(BaseWorker[SlurmJobConfiguration, SlurmVariables, SlurmWorkerR
     async def _submit(self, flow_run: FlowRun, configuration: SlurmJobConfiguration) -> int:
         """The job of a run: one that is there already, else a new one."""
         log = self.get_flow_run_logger(flow_run)
-        spec = configuration.job(flow_run)
+        spec, site = configuration.job(flow_run), configuration.profile()
         # Who was submitted before may still have a job: one that SLURM puts back into the queue,
         # or one whose worker went before it could write its number down.
         maybe_there = bool(flow_run.infrastructure_pid or flow_run.run_count)
@@ -321,6 +349,7 @@ class SlurmWorker(BaseWorker[SlurmJobConfiguration, SlurmVariables, SlurmWorkerR
                 log.info("job %d is this run's already", record.job_id)
                 return record.job_id
             try:
+                await self._call(partial(check_site, ask=False), site, self._slurm, ("flow",))
                 job_id = await self._call(self._slurm.submit, spec)
             except SchedulerUnavailable as error:
                 log.warning("not submitted yet: %s", error)
@@ -338,6 +367,7 @@ class SlurmWorker(BaseWorker[SlurmJobConfiguration, SlurmVariables, SlurmWorkerR
     async def _follow(self, flow_run: FlowRun, job_id: int, site: Site) -> None:
         """Wait for a job's end, tell the run's log of it, and see what becomes of the run."""
         log = self.get_flow_run_logger(flow_run)
+        scheduled = await self._times_scheduled(flow_run.id)
         missed, said, record = 0, "", None
         while True:
             found = (await self._queue.look()).get(job_id)
@@ -356,7 +386,11 @@ class SlurmWorker(BaseWorker[SlurmJobConfiguration, SlurmVariables, SlurmWorkerR
                 log.info(told)
             if await self._end_cancelled(flow_run, found):
                 break
-        await self._conclude(flow_run, job_id, record, site)
+        if scheduled == await self._times_scheduled(flow_run.id):
+            await self._conclude(flow_run, job_id, record, site)
+        else:
+            # It was handed on, or retried: what becomes of it is its next job's to say.
+            log.info(_ended(job_id, record))
 
     async def _end_cancelled(self, flow_run: FlowRun, record: JobRecord) -> bool:
         """End the job of a run that was cancelled; whether that was done."""
@@ -386,7 +420,8 @@ class SlurmWorker(BaseWorker[SlurmJobConfiguration, SlurmVariables, SlurmWorkerR
         if state is None or state.is_final() or state.is_scheduled():
             return
         if state.is_cancelling() or flow_run.id in self._cancelled:
-            await self._set(flow_run.id, Cancelled(message=said))
+            told = said if record and record.end else f"job {job_id} was cancelled with the run"
+            await self._set(flow_run.id, Cancelled(message=told))
             return
         again = await self._times_again(flow_run.id)
         if end.goes_on and again < site.restarts:
@@ -403,10 +438,24 @@ class SlurmWorker(BaseWorker[SlurmJobConfiguration, SlurmVariables, SlurmWorkerR
         states = await self.client.read_flow_run_states(run_id)
         return sum(state.name == "AwaitingRetry" for state in states)
 
+    async def _times_scheduled(self, run_id: UUID) -> int:
+        """How often a run was put back to be started; 0 where it is deleted."""
+        try:
+            states = await self.client.read_flow_run_states(run_id)
+        except ObjectNotFound:
+            return 0
+        return sum(state.is_scheduled() for state in states)
+
     async def _end_children(self, run_id: UUID) -> None:
         """Cancel jobs that a run started and can no longer use."""
         jobs = (await self._queue.look()).values()
-        left = [j.job_id for j in jobs if _is_of(j, run_id, None) and j.phase is not Phase.ENDED]
+        left = [
+            job.job_id
+            for job in jobs
+            if _is_of(job, run_id, None)
+            and not _is_of(job, run_id)
+            and job.phase is not Phase.ENDED
+        ]
         if left:
             await self._retry(self._slurm.cancel, left)
 
@@ -466,7 +515,7 @@ class SlurmWorker(BaseWorker[SlurmJobConfiguration, SlurmVariables, SlurmWorkerR
         return [
             run
             for run in runs
-            if run.id not in self._followed | self._submitting_flow_run_ids
+            if run.id not in self._followed.keys() | self._submitting_flow_run_ids
             and (run.labels or {}).get("prefect.worker.name") not in others
         ]
 
@@ -476,27 +525,42 @@ class SlurmWorker(BaseWorker[SlurmJobConfiguration, SlurmVariables, SlurmWorkerR
         age = datetime.now(UTC) - flow_run.state.timestamp
         if record is None and age < timedelta(seconds=_SUBMITTING_SECONDS):
             return  # Another worker may be at it; the next look will tell.
-        self._followed.add(flow_run.id)
-        try:
-            configuration = await self.job_configuration.resolve_for_flow_run(
-                flow_run,
-                client=self.client,
-                work_pool=self.work_pool,
-                worker_name=self.name,
-                worker_id=self.backend_id,
-            )
-            site = configuration.profile()
-            pid = flow_run.infrastructure_pid or ""
-            job_id = record.job_id if record else int(pid) if pid.isdigit() else 0
-            await self._give_worker_labels_to_flow_run(flow_run.id)
-            if record is not None and pid != str(job_id):
-                await self.client.update_flow_run(flow_run.id, infrastructure_pid=str(job_id))
-            self.get_flow_run_logger(flow_run).info("worker %s follows job %d", self.name, job_id)
-            await self._follow(flow_run, job_id, site)
-        except Exception:
-            self._logger.exception("cannot follow run %s", flow_run.id)
-        finally:
-            self._followed.discard(flow_run.id)
+        with self._following(flow_run.id):
+            try:
+                await self._take_up(flow_run, record)
+            except Exception:
+                self._logger.exception("cannot follow run %s", flow_run.id)
+
+    async def _take_up(self, flow_run: FlowRun, record: JobRecord | None) -> None:
+        configuration = await self.job_configuration.resolve_for_flow_run(
+            flow_run,
+            client=self.client,
+            work_pool=self.work_pool,
+            worker_name=self.name,
+            worker_id=self.backend_id,
+        )
+        site = configuration.profile()
+        pid = flow_run.infrastructure_pid or ""
+        job_id = record.job_id if record else int(pid) if pid.isdigit() else 0
+        await self._give_worker_labels_to_flow_run(flow_run.id)
+        if record is not None and pid != str(job_id):
+            await self.client.update_flow_run(flow_run.id, infrastructure_pid=str(job_id))
+        self.get_flow_run_logger(flow_run).info("worker %s follows job %d", self.name, job_id)
+        await self._follow(flow_run, job_id, site)
+
+
+def _check_here() -> None:
+    """Refuse a host without SLURM's commands, and a profile that is not there or not valid."""
+    if absent := [c for c in ("sbatch", "squeue", "scontrol", "scancel") if not shutil.which(c)]:
+        raise SchedulerUnavailable(
+            f"no command {', '.join(absent)} on this host",
+            "SLURM's client commands",
+            "start the worker where sbatch works, such as a login node",
+        )
+    # A run may name a profile of its own; that the worker's is forgotten is told all the same.
+    if not os.environ.get(SITE_VARIABLE):
+        raise _no_profile()
+    read_site(Path(os.environ[SITE_VARIABLE]).expanduser())
 
 
 def _is_of(record: JobRecord, run_id: UUID, stage: str | None = "flow") -> bool:

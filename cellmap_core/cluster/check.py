@@ -39,13 +39,18 @@ class Node(Frozen):
     minutes: int | None
 
 
+_PASSING = re.compile(r"inactive or drain|down, drained or reserved", re.IGNORECASE)
+
+
 def nodes_of(slurm: Slurm) -> list[Node]:
     """All nodes of the cluster, once for each partition they are in."""
     said = slurm.show("sinfo", "--noheader", "--Node", f"--format={_COLUMNS}")
     return [_node(line) for line in said.splitlines() if line.count("|") == 6]
 
 
-def check_site(site: Site, slurm: Slurm, stages: Iterable[Stage] | None = None) -> None:
+def check_site(
+    site: Site, slurm: Slurm, stages: Iterable[Stage] | None = None, *, ask: bool = True
+) -> None:
     """Refuse a profile that asks for what the cluster does not have.
 
     Parameters
@@ -56,20 +61,24 @@ def check_site(site: Site, slurm: Slurm, stages: Iterable[Stage] | None = None) 
         The cluster.
     stages : iterable of str, optional
         Those to look at (default: all).
+    ask : bool
+        Whether SLURM is asked too, by a test of a submission, not only the list of its nodes.
 
     Raises
     ------
     ProfileError
         With every problem found, each naming what there is.
     """
-    problems = list(problems_of(site, slurm, stages))
+    problems = list(problems_of(site, slurm, stages, ask=ask))
     if problems:
         raise ProfileError(
             f"the site profile {site.name} does not fit this cluster: " + "; ".join(problems)
         )
 
 
-def problems_of(site: Site, slurm: Slurm, stages: Iterable[Stage] | None = None) -> Iterator[str]:
+def problems_of(
+    site: Site, slurm: Slurm, stages: Iterable[Stage] | None = None, *, ask: bool = True
+) -> Iterator[str]:
     """What is wrong with each stage: by the list of nodes, else by SLURM's own word."""
     nodes = nodes_of(slurm)
     chosen = None if stages is None else set(stages)
@@ -80,11 +89,13 @@ def problems_of(site: Site, slurm: Slurm, stages: Iterable[Stage] | None = None)
         for problem in _against(asked, nodes):
             found = True
             yield f"stages.{name}.{problem}"
-        if not found:
+        if ask and not found:
             try:
                 slurm.test(_probe(site, name, asked))
             except SubmissionRefused as error:
-                yield f"stages.{name}: {error}"
+                # What is down today is waited for, as any job would.
+                if not _PASSING.search(str(error)):
+                    yield f"stages.{name}: {error}"
 
 
 def _probe(site: Site, stage: Stage, asked: Resources) -> JobSpec:

@@ -131,17 +131,30 @@ def test_a_requeued_job_is_followed(service, probe, tmp_path):
     assert len(service.jobs_of(run_id)) == 1
 
 
-def test_wall_time_is_followed_by_another_job(service, probe, tmp_path):
+def test_wall_time_is_followed_by_another_job(service, probe, tmp_path, monkeypatch):
+    """By a worker that looks as seldom as a real one, so that the next job begins before that."""
+    service.kill_worker()
+    monkeypatch.setenv("AUTO3DSEG_POLL_SECONDS", "10")
+    service.start_worker()
     run_id = service.submit(probe, tmp_path, seconds=300)
     run = service.begun(run_id, tmp_path)
     first = run.infrastructure_pid
     service.cluster.end_time(first, 80)
     service.wait(run_id, lambda run: len(starts(tmp_path)) > 1)
+    wait_until(
+        lambda: any(f"job {first} ended COMPLETED" in line for line in service.logs_of(run_id)),
+        lambda: str(service.logs_of(run_id)),
+    )
+    time.sleep(12)
+    assert service.read(run_id).state.is_running()
     (tmp_path / "go").touch()
     run = service.done(run_id)
     assert run.state.is_completed(), run.state.message
     assert len(starts(tmp_path)) == 2
     assert service.cluster.job(first)["state"] == "COMPLETED"
+    monkeypatch.setenv("AUTO3DSEG_POLL_SECONDS", "1")
+    service.kill_worker()
+    service.start_worker()
 
 
 def test_cancelled_while_it_runs(service, probe, tmp_path):
@@ -198,8 +211,17 @@ def test_a_bad_value_is_refused_before_anything_is_submitted(service, probe, tmp
     run_id = service.submit(probe, tmp_path, job_variables={"partition": "nowhere"})
     run = service.done(run_id)
     assert run.state.is_crashed()
-    assert "nvalid partition" in run.state.message
+    assert "partition: no 'nowhere'; valid: cpu, gpu, gpu_low, short" in run.state.message
     assert not service.jobs_of(run_id)
+    for variables, said in (
+        ({"partition": "short", "hours": 2}, "hours: 2 asked, short allows 0.0333"),
+        ({"cores": 99}, "cores: 99 asked"),
+        ({"working_dir": "/not/there"}, "no folder /not/there"),
+    ):
+        run = service.done(run_id := service.submit(probe, tmp_path, job_variables=variables))
+        assert run.state.is_crashed()
+        assert said in run.state.message
+        assert not service.jobs_of(run_id)
 
 
 def test_a_preempted_run_waits_and_goes_on(service, probe, tmp_path):
