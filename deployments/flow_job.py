@@ -25,6 +25,7 @@ from cellmap_core.cluster.jobs import run_of
 from cellmap_core.cluster.slurm import Slurm
 from cellmap_core.cluster.states import Phase
 from cellmap_core.errors import CellmapError
+from cellmap_core.machine import end_with_parent
 
 _SIGTERM_EXIT = 128 + signal.SIGTERM
 
@@ -63,6 +64,8 @@ def _execute(folder: str) -> int:
             "PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR": "relinquish",
         },
         stdin=subprocess.DEVNULL,
+        # Who kills this process means the run, which would submit jobs that nobody follows.
+        preexec_fn=end_with_parent,
     )
 
     def forward(number: int, _: FrameType | None) -> None:

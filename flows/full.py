@@ -96,7 +96,13 @@ def _for(stage: str, options: FullOptions) -> Any:
     return model(**{name: getattr(options, name) for name in model.model_fields})
 
 
+def _show(options: FullOptions) -> None:
+    """Print the plan, where that was asked for."""
+    if options.mode == "plan":
+        plan.show(_for("plan", options))
+
+
 full = auto3dseg(FullOptions, check)(run)
 
 if __name__ == "__main__":
-    sys.exit(shell(full, FullOptions, check))
+    sys.exit(shell(full, FullOptions, check, show=_show))

@@ -69,7 +69,7 @@ def planned(options: PlanOptions | TrainOptions) -> Iterator[None]:
     publish_used(options.work_dir)
 
 
-def _show(options: PlanOptions) -> None:
+def show(options: PlanOptions) -> None:
     """Print the plan."""
     from cellmap_core.report.terminal import print_page
 
@@ -79,4 +79,4 @@ def _show(options: PlanOptions) -> None:
 plan = auto3dseg(PlanOptions, check)(run)
 
 if __name__ == "__main__":
-    sys.exit(shell(plan, PlanOptions, check, show=_show))
+    sys.exit(shell(plan, PlanOptions, check, show=show))

@@ -7,9 +7,7 @@ running for good.
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -21,11 +19,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from cellmap_core.errors import ServiceError
+from cellmap_core.machine import end_with_parent
 
 # A first start migrates the database, which takes half a minute on two cores.
 _START_SECONDS = 180
 _STOP_SECONDS = 10
-_PR_SET_PDEATHSIG = 1
 
 
 @contextmanager
@@ -48,7 +46,7 @@ def temporary_server() -> Iterator[str]:
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=_end_with_parent,
+            preexec_fn=end_with_parent,
         )
         try:
             _wait(process, address, output)
@@ -59,11 +57,6 @@ def temporary_server() -> Iterator[str]:
                 process.wait(_STOP_SECONDS)
             except subprocess.TimeoutExpired:
                 process.kill()
-
-
-def _end_with_parent() -> None:
-    """Have the kernel end this process when its parent is gone, however that ended (Linux)."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _wait(process: subprocess.Popen[bytes], address: str, output: object) -> None:

@@ -7,20 +7,23 @@ matter alone (:mod:`cellmap_core.cluster.profiles`), and without one they run he
 from __future__ import annotations
 
 import math
+import socket
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from distributed import Client, Worker, WorkerPlugin
 from prefect import Task, get_client, get_run_logger
 from prefect.context import FlowRunContext
 from prefect.futures import PrefectFuture, as_completed
+from prefect.settings import PREFECT_API_URL
 from prefect.states import Crashed, State
 from prefect_dask import DaskTaskRunner
 
-from cellmap_core.cluster.profiles import Site, Stage, site_of
+from cellmap_core.cluster.profiles import SITE_VARIABLE, Site, Stage, site_of
 from cellmap_core.cluster.uses import JobUse, append_use
 from cellmap_core.errors import StageJobsError, is_lost
 from cellmap_core.machine import cores, gpus, peak_memory_bytes
@@ -116,6 +119,7 @@ class SiteCrew:
 
         run = _flow_run()
         self._log = get_run_logger().info
+        _warn_of_loopback()
         self._site, self._resources = site, site.of(stage)
         self.slots = min(most or self._resources.jobs, self._resources.jobs)
         self._cluster = StageCluster(site, stage, str(run.id), run.name, self._log)
@@ -230,6 +234,18 @@ def crew(
     finally:
         while work_dir and _ended:
             append_use(work_dir, _ended.pop(0))
+
+
+def _warn_of_loopback() -> None:
+    host = urlsplit(PREFECT_API_URL.value() or "").hostname or ""
+    if host == "localhost" or host.startswith("127."):
+        get_run_logger().warning(
+            "the Prefect server is at %s, which is another host on every node: only jobs on %s "
+            "reach it; set PREFECT_API_URL to a name that the nodes know, or unset %s to run here",
+            host,
+            socket.gethostname(),
+            SITE_VARIABLE,
+        )
 
 
 def _flow_run() -> Any:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from datetime import datetime
 from pathlib import Path
 
+from cellmap_core.cluster.here import place
 from cellmap_core.cluster.plan import (
     PLAN_NAME,
     Plan,
@@ -13,8 +16,11 @@ from cellmap_core.cluster.plan import (
     trainings_of,
     write_plan,
 )
-from cellmap_core.cluster.uses import uses_of
+from cellmap_core.cluster.profiles import site_of
+from cellmap_core.cluster.slurm import Slurm
+from cellmap_core.cluster.uses import JobUse, append_use, uses_of
 from cellmap_core.errors import CellmapError
+from cellmap_core.machine import cores, peak_memory_bytes
 from cellmap_core.models import StageResult
 from cellmap_core.options import PlanOptions, TrainOptions
 from cellmap_core.provenance import write_text
@@ -66,8 +72,29 @@ def publish_used(work_dir: Path) -> None:
         logger.warning("what the run used is not shown: %s", error)
 
 
+def _note_own_job(work_dir: Path) -> None:
+    """What the run's own job has taken so far; nothing where the run is in none."""
+    here = place()
+    if here is None or site_of() is None:
+        return
+    with contextlib.suppress(CellmapError):  # The cluster may not answer just now.
+        if (record := Slurm().jobs().get(here.job_id)) and record.submitted and record.started:
+            use = JobUse(
+                stage="flow",
+                job_id=here.job_id,
+                node=here.node,
+                queue_seconds=(record.started - record.submitted).total_seconds(),
+                run_seconds=max(0.0, (datetime.now() - record.started).total_seconds()),
+                cores=cores(),
+                peak_host_bytes=peak_memory_bytes(),
+                end="running",
+            )
+            append_use(work_dir, use)
+
+
 @house_task("predicted and used")
 def _publish_used(plan: Plan, work_dir: Path) -> StageResult:
+    _note_own_job(work_dir)
     uses = uses_of(work_dir, trainings_of(work_dir, plan))
     page = used_markdown(plan, uses)
     write_text(work_dir / PAGE_NAME, page)

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
+import socket
 import sys
 import threading
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -24,6 +26,7 @@ from distributed.core import Status
 from distributed.deploy.spec import ProcessInterface
 from distributed.security import Security
 
+from cellmap_core.classes import suggest
 from cellmap_core.cluster.here import KEEPER, LOG_VARIABLE, SCRATCH_VARIABLE
 from cellmap_core.cluster.jobs import JobSpec, Resources, comment_of, run_of
 from cellmap_core.cluster.profiles import Site, Stage
@@ -32,6 +35,7 @@ from cellmap_core.cluster.states import Phase
 from cellmap_core.cluster.uses import JobUse
 from cellmap_core.errors import (
     CellmapError,
+    ProfileError,
     SchedulerUnavailable,
     StageJobsError,
     SubmissionRefused,
@@ -122,6 +126,7 @@ class StageCluster(SLURMCluster):
         security = Security.temporary()
         spec = _spec(site, stage, run_id, run_name, self.resources, security)
         interface = site.network_interface
+        _check_interface(interface)
         host = {"interface": interface} if interface else {}
         super().__init__(
             name=f"{run_id[:8]}-{stage}",
@@ -159,13 +164,15 @@ class StageCluster(SLURMCluster):
             self._stop.set()
             self._tending.join(timeout=_DEATH_SECONDS)
             # However a job goes, it must not keep the others of the run from going.
-            with contextlib.suppress(CellmapError, OSError):
+            with contextlib.suppress(CellmapError, OSError), _quiet_scheduler():
                 self.sync(self._let_go)
-        return super().close(timeout)
+        with _quiet_scheduler():
+            return super().close(timeout)
 
     async def _let_go(self) -> None:
         """Ask all workers to end, so that jobs that did their work end as such."""
         self._wanted = 0
+        self._seen()
         await self._close_workers(list(self.scheduler.workers))
         deadline = monotonic() + _LET_GO_SECONDS
         while set(self.workers) & self._born and monotonic() < deadline:
@@ -359,6 +366,26 @@ def _certificates(security: Security) -> dict[str, str]:
         f"{prefix}TLS__WORKER__CERT": security.tls_worker_cert,
         f"{prefix}TLS__WORKER__KEY": security.tls_worker_key,
     }
+
+
+@contextlib.contextmanager
+def _quiet_scheduler() -> Iterator[None]:
+    """Without Dask's tracebacks of connections that are closed on purpose."""
+    logger = logging.getLogger("distributed")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _check_interface(name: str | None) -> None:
+    there = [there for _, there in socket.if_nameindex()]
+    if name is not None and name not in there:
+        raise ProfileError(
+            f"network_interface: no {name!r} on {socket.gethostname()}", suggest(name, there)
+        )
 
 
 def _job_name(worker: Any) -> str:

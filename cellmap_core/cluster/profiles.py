@@ -40,7 +40,19 @@ def _expanded(value: Any) -> Any:
     return path
 
 
+def _texts(value: Any) -> Any:
+    """Variables as a shell has them: numbers are texts there."""
+    if not isinstance(value, dict):
+        return value
+    return {
+        name: str(v) if isinstance(v, int | float) and not isinstance(v, bool) else v
+        for name, v in value.items()
+    }
+
+
 Place = Annotated[Path, BeforeValidator(_expanded)]
+_VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+Variables = Annotated[dict[_VariableName, str], BeforeValidator(_texts)]
 
 
 class Stages(Frozen):
@@ -62,7 +74,7 @@ class Site(Frozen):
         "",
         description="shell lines every job runs first: modules, conda, a container's aliases",
     )
-    environment: dict[str, str] = Field({}, description="variables every job gets")
+    environment: Variables = Field({}, description="variables every job gets")
     python: str | None = Field(
         None,
         description="Python of the project in a job, after setup (default: the one that submits)",
@@ -136,7 +148,7 @@ def read_site(path: Path) -> Site:
         The file cannot be read, or a name or value in it is not valid.
     """
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError as error:
         raise ProfileError(f"no site profile {path}", "a YAML file") from error
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -167,6 +179,29 @@ def site_of(environment: Mapping[str, str] = os.environ) -> Site | None:
     return site.model_copy(update={"log_dir": Path(logs)}) if logs else site
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML without its traps: ``2:30`` is a text, not 150, and a name stands once."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """A mapping, each name once."""
+        names = [key.value for key, _ in node.value]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise yaml.YAMLError(f"{twice!r} stands there twice")
+        return super().construct_mapping(node, deep)
+
+
+# YAML 1.1 counts in sixties what has colons in it.
+_Loader.yaml_implicit_resolvers = {
+    first: [
+        (tag, re.compile(rf"(?!.*:)(?:{pattern.pattern})", re.VERBOSE))
+        if tag.endswith((":int", ":float"))
+        else (tag, pattern)
+        for tag, pattern in resolvers
+    ]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
 class _Defaults(Frozen):
     """Looked at by themselves, so that what is wrong in them is told as theirs."""
 
@@ -192,8 +227,12 @@ def _with_defaults(document: dict[str, Any]) -> dict[str, Any]:
 
 def _problem(error: ValidationError) -> str:
     """The first thing wrong, with the valid names where a name is unknown."""
-    problem = error.errors()[0]
+    problems = error.errors()
+    # What nobody knows the name of explains what is missing.
+    problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
     place = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "missing":
+        return f"{place} is missing"
     if problem["type"] != "extra_forbidden":
         found = "" if problem["type"] == "value_error" and not place else f" {problem['input']!r}"
         return f"{place}{found}: {problem['msg'].removeprefix('Value error, ')}".removeprefix(": ")

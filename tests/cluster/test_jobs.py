@@ -55,6 +55,13 @@ def test_the_command_is_one_of_the_shell_argument_by_argument(command):
     assert shlex.split(line.removesuffix('\nexec "$@"\n')) == ["set", "--", "printf", *command]
 
 
+def test_a_setup_that_fails_is_told_and_the_job_goes_on():
+    script = spec(command=("echo", "went on"), setup="no-such-module load x").script()
+    done = subprocess.run(["bash", "-s"], input=script, capture_output=True, text=True, check=True)
+    assert done.stdout == "went on\n"
+    assert "warning: the setup ended with 127" in done.stderr
+
+
 def test_the_script_runs_setup_then_the_command():
     script = spec(command=("printf", "%s|", *HOSTILE), setup="  x=1\n  export x\n").script()
     done = subprocess.run(["bash"], input=script, capture_output=True, text=True, check=True)

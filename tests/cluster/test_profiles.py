@@ -76,7 +76,16 @@ def test_the_requested_cluster_has_large_cpu_nodes_and_two_kinds_of_gpus():
         ("name: x\nstages: [train]", "stages ['train']"),
         ("name: x\ndefaults: cpu", "defaults 'cpu'"),
         ("name: x\ndefaults: {cores: none}", "defaults.cores 'none'"),
-        ("stages: {}", "name"),
+        ("name: x\nstages: {train: {hours: 48:00:00}}", "stages.train.hours '48:00:00'"),
+        ("name: x\nstages: {train: {hours: 2:30}}", "stages.train.hours '2:30'"),
+        ("name: x\nstages: {train: {hours: 1.0e+9}}", "less than or equal to 8760"),
+        ("name: x\nstages: {train: {memory_gb: .inf}}", "stages.train.memory_gb inf"),
+        ("name: x\nstages: {train: {hours: .nan}}", "stages.train.hours nan"),
+        ("name: x\nname: y", "'name' stands there twice"),
+        ("name: x\nmail: {usr: me}", "unknown mail.usr; did you mean user"),
+        ("name: x\nenvironment: {A B: x}", "environment.A B"),
+        ("name: x\nenvironment: {A=B: x}", "environment.A=B"),
+        ("stages: {}", "name is missing"),
         ("name: [x", "cannot be read"),
         ("- name", "holds no profile"),
         ("", "holds no profile"),
@@ -156,3 +165,9 @@ def test_a_folder_or_bytes_are_no_profile(tmp_path):
     (tmp_path / "site.yaml").write_bytes(b"\xff\xfe\x00name")
     with pytest.raises(ProfileError, match="cannot be read"):
         read_site(tmp_path / "site.yaml")
+
+
+def test_numbers_are_texts_in_the_environment(tmp_path):
+    path = tmp_path / "site.yaml"
+    path.write_text("name: x\nenvironment: {OMP_NUM_THREADS: 4, RATE: 0.5}\n")
+    assert read_site(path).environment == {"OMP_NUM_THREADS": "4", "RATE": "0.5"}

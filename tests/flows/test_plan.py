@@ -48,6 +48,7 @@ def test_what_is_too_big_ends_the_plan_and_full_before_it_starts(converted, tmp_
     planned = script("full", "--mode", "plan", *arguments, cwd=tmp_path, home=tmp_path / "prefect")
     assert planned.returncode == 2
     assert "segresnet.patch_size_vox or segresnet.init_filters in the overrides" in planned.stderr
+    assert "Plan for testville" in planned.stdout
     assert read_plan(tmp_path / "w").problems
 
 
