@@ -175,14 +175,28 @@ def check_address(api: Api, elsewhere: Iterable[str]) -> Finding:
 @hop("who may use the server")
 def check_auth(api: Api) -> Finding:
     """Others on the network cannot run code as the user."""
+    if api.authenticates:
+        return ok("an auth string is set")
     loopback = api.host in {"localhost", "127.0.0.1", "::1"}
-    if api.authenticates or loopback:
-        return ok("an auth string is set" if api.authenticates else "who is on its host")
+    if loopback and not _answers_to_others(urlsplit(api.url).port or 80):
+        return ok("who is on its host")
     return warning(
         "anybody who reaches it, and so can run code as you",
         "start it with PREFECT_SERVER_API_AUTH_STRING=user:password and set "
         "PREFECT_API_AUTH_STRING for worker and users",
     )
+
+
+def _answers_to_others(port: int) -> bool:
+    """Whether what listens on a port of this host does so on its address in the network too."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # Sends nothing; the kernel names the way out.
+            address = probe.getsockname()[0]
+            socket.create_connection((address, port), timeout=2).close()
+        except OSError:
+            return False
+    return not ipaddress.ip_address(address).is_loopback
 
 
 @hop("server's database")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -117,6 +118,26 @@ def test_an_address_that_other_nodes_do_not_reach(api):
 def test_a_server_for_the_network_wants_an_auth_string():
     is_so(apis.check_auth(Api("http://10.0.0.1:4200/api")), Level.WARNING, "run code as you")
     is_so(apis.check_auth(Api("http://10.0.0.1:4200/api", "a:b")), Level.OK)
+
+
+@pytest.mark.parametrize(("address", "level"), [("", Level.WARNING), ("127.0.0.1", Level.OK)])
+def test_a_server_that_is_open_to_the_network_is_told_though_it_is_asked_on_loopback(
+    address, level
+):
+    if not _in_a_network():
+        level = Level.OK
+    with socket.create_server((address, 0)) as server:
+        port = server.getsockname()[1]
+        is_so(apis.check_auth(Api(f"http://127.0.0.1:{port}/api")), level)
+
+
+def _in_a_network():
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+        except OSError:
+            return False
+        return not probe.getsockname()[0].startswith("127.")
 
 
 def test_the_database_as_far_as_the_server_tells(api, server, tmp_path, monkeypatch):

@@ -297,9 +297,30 @@ def test_a_worker_that_is_a_job_starts_again_before_its_wall_time(service, probe
         for run_id in (first, second):
             assert service.done(run_id).state.is_completed()
             assert len(service.jobs_of(run_id)) == 1
+        # Asked to end it does, long before SLURM would kill it.
+        service.cluster.run("scancel", "--batch", "--signal=TERM", job)
+        service.cluster.wait_for(job, {"COMPLETED", "FAILED"})
     finally:
         service.cluster.run("scancel", job)
         service.start_worker()
+
+
+def test_a_run_ends_with_the_process_that_stands_for_it(service, probe, tmp_path):
+    """Where SLURM keeps no account of a job's processes, that one killed would leave the others."""
+    run_id = service.submit(probe, tmp_path, seconds=300)
+    service.begun(run_id, tmp_path)
+    working = int((tmp_path / "starts").read_text().split()[1])
+    os.kill(_parent(working, "deployments.flow_job"), signal.SIGKILL)
+    wait_until(lambda: not Path(f"/proc/{working}").exists(), lambda: f"{working} is there still")
+    assert service.done(run_id).state.is_crashed()
+
+
+def _parent(pid, name):
+    """The process above that one of which the command line has the name."""
+    while name not in Path(f"/proc/{pid}/cmdline").read_text():
+        status = Path(f"/proc/{pid}/status").read_text()
+        pid = int(status.split("PPid:")[1].split()[0])
+    return pid
 
 
 def _numbered():
