@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
+from cellmap_core.cluster.profiles import SITE_VARIABLE
 from cellmap_core.errors import ServiceError
 from deployments.doctor.finding import Finding, failed, hop, ok, warning
 from deployments.doctor.places import is_network, kind_of
@@ -232,6 +233,11 @@ def check_pool(api: Api, kind: str | None) -> Finding:
     if kind and found["type"] != kind:
         return failed(
             f"{POOL} is of type {found['type']}, a cluster needs {kind}", f"{create} --overwrite"
+        )
+    if kind is None and found["type"] == "slurm":
+        return failed(
+            f"{POOL} is of type slurm, and no site profile is named here",
+            f"export {SITE_VARIABLE}=<deployments/sites/….yaml>, for the worker too",
         )
     if found.get("is_paused"):
         return failed(f"{POOL} is paused", f"prefect work-pool resume {POOL}")

@@ -80,6 +80,7 @@ def is_so(finding, level, *said):
 def test_a_server_that_is_well(api):
     is_so(apis.check_api(api), Level.OK, "answers, version")
     is_so(apis.check_pool(api, "slurm"), Level.OK, "type slurm")
+    is_so(apis.check_pool(api, None), Level.FAILED, "no site profile is named here")
     is_so(apis.check_worker(api), Level.OK, "w1 online")
     is_so(apis.check_deployments(api), Level.OK, "full")
     is_so(apis.check_auth(api), Level.OK)
@@ -291,6 +292,7 @@ def doctor(*arguments, **environment):
 
 def test_exit_codes(server, tmp_path):
     own = {"PREFECT_API_URL": server["url"], "PREFECT_HOME": str(tmp_path / "prefect")}
+    server["/api/work_pools/auto3dseg"] = {"type": "process", "is_paused": False}
     well = doctor("--work_dir", tmp_path, **own)
     assert (well.returncode, well.stderr) == (0, "")
     assert "FAILED" not in well.stdout
