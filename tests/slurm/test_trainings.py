@@ -73,7 +73,7 @@ def test_the_main_job_through_the_pool(full, service):
     assert "Predicted" in used
     records = (work / "work_dir" / ".jobs" / "jobs.jsonl").read_text().splitlines()
     assert {json.loads(record)["stage"] for record in records} == {
-        "convert", "analyze", "train", "ensemble",
+        "flow", "convert", "analyze", "train", "ensemble",
     }  # fmt: skip
     wait_until(
         lambda: set(service.task_run_states(run.id)) <= {"Completed", "Cached"},
