@@ -70,6 +70,8 @@ _POLL_SECONDS = 10.0
 _POLL_VARIABLE = "AUTO3DSEG_POLL_SECONDS"
 # Prefect's runner in the job ends a run that is cancelled; this long after, the job is ended.
 _CANCEL_GRACE_SECONDS = 60.0
+# A job that handed its run on ends; nodes may clean up after it for a while.
+_ENDING_SECONDS = 300.0
 # A run that another worker is just submitting has no job yet.
 _SUBMITTING_SECONDS = 90.0
 # Looks at the queue between two looks for runs that nobody follows.
@@ -345,7 +347,7 @@ class SlurmWorker(BaseWorker[SlurmJobConfiguration, SlurmVariables, SlurmWorkerR
         # or one whose worker went before it could write its number down.
         maybe_there = bool(flow_run.infrastructure_pid or flow_run.run_count)
         while True:
-            if maybe_there and (record := await self._job_of(flow_run.id)) is not None:
+            if maybe_there and (record := await self._job_there(flow_run)) is not None:
                 log.info("job %d is this run's already", record.job_id)
                 return record.job_id
             try:
@@ -357,6 +359,21 @@ class SlurmWorker(BaseWorker[SlurmJobConfiguration, SlurmVariables, SlurmWorkerR
                 continue
             log.info("job %d submitted; its log: %s", job_id, _log(spec.log, job_id))
             return job_id
+
+    async def _job_there(self, flow_run: FlowRun) -> JobRecord | None:
+        """A job that a run has already; one that handed the run on is waited for to end."""
+        ending: float | None = None
+        while (record := await self._job_of(flow_run.id)) is not None:
+            own = str(record.job_id) == flow_run.infrastructure_pid
+            if not own or record.phase is not Phase.RUNNING:
+                return record
+            if ending is None:
+                ending = anyio.current_time()
+                log = self.get_flow_run_logger(flow_run)
+                log.info("job %d, which had this run before, has to end first", record.job_id)
+            elif anyio.current_time() - ending > _ENDING_SECONDS:
+                await self._retry(self._slurm.cancel, [record.job_id])
+        return None
 
     async def _job_of(self, run_id: UUID) -> JobRecord | None:
         """The live job of a run."""

@@ -157,6 +157,26 @@ def test_wall_time_is_followed_by_another_job(service, probe, tmp_path, monkeypa
     service.start_worker()
 
 
+def test_a_job_that_handed_its_run_on_is_waited_for(service, probe, tmp_path):
+    """Nodes clean up after a job: for a while it seems to run still."""
+    site = tmp_path / "site.yaml"
+    slow = (
+        "exec() { trap 'kill -USR1 $child' USR1; \"$@\" & child=$!; "
+        "while kill -0 $child 2>/dev/null; do wait $child; done; sleep 10; exit 0; }"
+    )
+    logs = json.dumps(str(tmp_path / "logs"))
+    site.write_text(SITE.replace("LOGS", logs) + f"setup: {json.dumps(slow)}\n")
+    run_id = service.submit(probe, tmp_path, seconds=300, job_variables={"site": str(site)})
+    first = service.begun(run_id, tmp_path).infrastructure_pid
+    service.cluster.run("scancel", "--batch", "--signal=USR1", first)
+    service.wait(run_id, lambda run: len(starts(tmp_path)) > 1)
+    (tmp_path / "go").touch()
+    run = service.done(run_id)
+    assert run.state.is_completed(), run.state.message
+    assert len(set(starts(tmp_path))) == 2
+    assert any(f"job {first}, which had this run before" in s for s in service.logs(run))
+
+
 def test_cancelled_while_it_runs(service, probe, tmp_path):
     run_id = service.submit(probe, tmp_path, seconds=300)
     service.begun(run_id, tmp_path)
