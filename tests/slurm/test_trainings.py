@@ -67,6 +67,8 @@ def test_the_main_job_through_the_pool(full, service):
     stages = {job["comment"].split(":")[2] for job in service.jobs_of(run.id)}
     assert stages == {"flow", "convert", "analyze", "train", "ensemble"}
     assert (work / "work_dir" / "ensemble_output").is_dir()
+    # The run's own job ends a moment after the run.
+    wait_until(lambda: not service.jobs_of(run.id, live=True), lambda: str(service.cluster.jobs()))
     states = {job["id"]: job["state"] for job in service.jobs_of(run.id)}
     assert set(states.values()) == {"COMPLETED"}, states
     used = service.artifacts(run)["plan"].data
@@ -80,7 +82,6 @@ def test_the_main_job_through_the_pool(full, service):
         lambda: str(service.task_run_states(run.id)),
     )
     assert set(service.artifacts(run)) >= {"leaderboard", "ensemble", "datastats", "crops"}
-    wait_until(lambda: not service.jobs_of(run.id, live=True), lambda: str(service.cluster.jobs()))
 
 
 def test_a_task_tells_its_job(full, service):

@@ -244,6 +244,25 @@ def test_a_bad_value_is_refused_before_anything_is_submitted(service, probe, tmp
         assert not service.jobs_of(run_id)
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"AUTO3DSEG_SITE": ""}, "error: no site profile; export AUTO3DSEG_SITE="),
+        ({"AUTO3DSEG_SITE": "/not/there.yaml"}, "error: no site profile /not/there.yaml"),
+        ({"PATH": "/bin/nowhere"}, "error: no command sbatch, squeue, scontrol, scancel on this"),
+    ],
+)
+def test_a_worker_that_could_run_nothing_does_not_start(change, said, service):
+    environment = services.environment(service.home, service.service) | change
+    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", services.POOL]
+    done = subprocess.run(
+        command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+
+
 def test_a_preempted_run_waits_and_goes_on(service, probe, tmp_path):
     low = {"partition": "gpu_low"}
     run_id = service.submit(probe, tmp_path, seconds=300, job_variables=low)
