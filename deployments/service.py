@@ -42,7 +42,7 @@ class Service(Frozen):
         return f"{self.url}/api"
 
 
-def start(home: Path, pool_type: str = "process") -> Service:
+def start(home: Path, pool_type: str = "process", port: int = _USUAL_PORT) -> Service:
     """Start the server, make the pool, deploy everything, start a worker.
 
     Parameters
@@ -51,6 +51,8 @@ def start(home: Path, pool_type: str = "process") -> Service:
         Where everything of it lives.
     pool_type : str
         ``process``: runs are processes of this machine; ``slurm``: jobs of its cluster.
+    port : int
+        Of the server where it is free, else any; 0 for any.
 
     Raises
     ------
@@ -59,7 +61,7 @@ def start(home: Path, pool_type: str = "process") -> Service:
     """
     for name in ("logs", "tmp"):
         (home / name).mkdir(parents=True, exist_ok=True)
-    port = _free_port()
+    port = _free_port(port)
     service = Service(url=f"http://127.0.0.1:{port}", server_pid=0)
     # The server is told its own address too: the UI asks there, not at the usual port.
     command = ["server", "start", "--host", "127.0.0.1", "--port", str(port)]
@@ -190,9 +192,9 @@ def _online(service: Service) -> bool:
         return False
 
 
-def _free_port() -> int:
-    """Prefect's usual port where it is free, else any."""
-    for port in (_USUAL_PORT, 0):
+def _free_port(wanted: int) -> int:
+    """The port that is wanted where it is free, else any."""
+    for port in (wanted, 0):
         with socket.socket() as probe:
             # A port whose last server just ended is free, though it lingers in TIME_WAIT.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

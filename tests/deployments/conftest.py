@@ -115,7 +115,8 @@ class Client:
 def client(tmp_path_factory):
     """The service, up for all tests of this folder; its path has a space on purpose."""
     home = tmp_path_factory.mktemp("service") / "a home"
-    service = services.start(home)
+    # Another port than that of tests that begin their service in the same moment.
+    service = services.start(home, port=0)
     try:
         yield Client(home, service)
     finally:

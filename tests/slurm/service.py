@@ -43,7 +43,7 @@ def slurm_service(cluster, home, profile, **environment):
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {**cluster.environment, **own, **environment}.items():
             patch.setenv(name, value)
-        started = services.start(home, "slurm")
+        started = services.start(home, "slurm", port=0)
         try:
             yield SlurmService(home, started, cluster)
         finally:
