@@ -57,6 +57,7 @@ from prefect.workers.base import (
 from pydantic import Field
 
 from cellmap_core.cluster.check import check_site
+from cellmap_core.cluster.here import LOG_VARIABLE
 from cellmap_core.cluster.jobs import JobSpec, comment_of, run_of
 from cellmap_core.cluster.profiles import LOGS_VARIABLE, SITE_VARIABLE, Site, read_site
 from cellmap_core.cluster.slurm import JobRecord, Slurm, tail
@@ -157,6 +158,7 @@ class SlurmJobConfiguration(BaseJobConfiguration):
         path = Path(self.site or os.environ[SITE_VARIABLE]).expanduser().absolute()
         environment[SITE_VARIABLE] = str(path)
         environment[LOGS_VARIABLE] = str((here / site.log_dir).absolute())
+        environment[LOG_VARIABLE] = str(log_of(site, here, flow_run))
         try:
             command = shlex.split(self.command or self._base_flow_run_command())
         except ValueError as error:

@@ -7,11 +7,12 @@ import logging
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
-from prefect import Task
+from prefect import Task, get_run_logger
 from prefect import task as prefect_task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed
 
+from cellmap_core.cluster.here import place
 from cellmap_core.errors import CellmapError, may_pass
 from cellmap_core.models import StageResult
 
@@ -27,7 +28,7 @@ def house_task(name: str, *, run_name: str | None = None) -> Callable[[Callable[
 
     It retries with backoff what may pass: I/O, connections, a training process ended from
     outside, a lost worker. Bad input fails at once, and without a traceback: the message of
-    our own errors says it all.
+    our own errors says it all. In a job of a cluster its log begins with the job, node and log.
 
     Prefect's cache is off. What is done is known from the files' receipts alone, so a task
     whose files were deleted runs again, and one killed at any point goes on where it was; a
@@ -38,6 +39,8 @@ def house_task(name: str, *, run_name: str | None = None) -> Callable[[Callable[
     def decorate(function: Callable[P, R]) -> Task[P, R]:
         @functools.wraps(function)
         def run(*args: P.args, **kwargs: P.kwargs) -> Any:
+            if (here := place()) is not None:
+                get_run_logger().info("%s runs in %s", name, here)
             result = function(*args, **kwargs)
             return Completed(name=result.state_name, message=result.tally(), data=result)
 

@@ -31,7 +31,6 @@ def train_fold(
     page = LivePage(f"training-{bundle.name}", f"Training of {bundle.name}")
     here = place() if gpus is None else None
     if here is not None:
-        log("%s trains in %s", bundle.name, here)
         leave_place(bundle, here)
 
     def on_epoch(epoch: dict[str, Any]) -> None:

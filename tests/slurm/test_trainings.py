@@ -90,7 +90,10 @@ def test_a_task_tells_its_job(full, service):
     here = last_place(bundle)
     assert here.node in {"gpu1", "gpu2"}
     assert here.log.is_file()
-    assert any(f"SLURM job {here.job_id} on {here.node}" in s for s in service.logs(run))
+    lines = service.logs(run)
+    assert any(f"train runs in SLURM job {here.job_id} on {here.node}, log " in s for s in lines)
+    for task in ("convert", "analyze", "ensemble"):
+        assert any(f"{task} runs in SLURM job " in s and ", log " in s for s in lines), task
     assert f"SLURM job {here.job_id}" in service.artifacts(run)["training-segresnet-0"].data
 
 
