@@ -1,7 +1,10 @@
 # Two commands on a fresh machine with git, make and python3-venv: make run, make test.
 # Recipes name files relative to this folder, so spaces in the path to it do no harm.
 
-PYTHON ?= python3
+# The newest of the Pythons that the project supports and that can make an environment.
+USABLE := import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
+	$$python -c '$(USABLE)' >/dev/null 2>&1 && echo $$python && break; done)
 # More options for pip, such as --extra-index-url for a CUDA build of torch.
 PIP ?=
 # Tests at the same time; each file's tests stay together.
@@ -24,7 +27,9 @@ help:
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info[:2] == (3, 11) else "Python 3.11 is needed, found " + sys.version.split()[0] + "; name one: make PYTHON=python3.11")'
+	@test -n "$(PYTHON)" && $(PYTHON) -c '$(USABLE)' || { \
+	echo "$(if $(PYTHON),$(PYTHON) is not,There is no) Python 3.11, 3.12 or 3.13 with the module ensurepip" \
+	"(Debian: the package python3-venv); name one: make setup PYTHON=<its path>" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(PIP) --constraint constraints.txt --editable '.[dev]'
 	@touch $(STAMP)

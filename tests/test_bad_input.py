@@ -391,7 +391,7 @@ def test_what_may_not_be_read_is_not_taken_for_missing(own_phantom, tmp_path):  
         skip("this process may read whatever it likes")
     outcome = subprocess.run(
         [sys.executable, "-c", PROGRAM, own_phantom, tmp_path / "out"],
-        preexec_fn=like_anybody, capture_output=True, text=True, check=False, timeout=120,
+        preexec_fn=like_anybody, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert outcome.returncode == 0, outcome.stderr
     result = ConvertResult.model_validate_json(outcome.stdout)
@@ -417,7 +417,7 @@ def test_a_full_disk_fails_the_crops_that_do_not_fit(phantom, small_disk, tmp_pa
     outcome = subprocess.run(
         [sys.executable, ROOT / "flows" / "convert.py", *options],
         env={**environment, "PREFECT_HOME": str(tmp_path / "prefect")},
-        capture_output=True, text=True, check=False, timeout=300,
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert outcome.returncode == 1, outcome.stderr
     table = {row["crop"]: row for row in read_table(output / "crops.csv")}
