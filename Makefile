@@ -30,7 +30,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" && $(PYTHON) -c '$(USABLE)' || { \
 	echo "$(if $(PYTHON),$(PYTHON) is not,There is no) Python 3.11, 3.12 or 3.13 with the module ensurepip" \
 	"(Debian: the package python3-venv); name one: make setup PYTHON=<its path>" >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet $(PIP) --constraint constraints.txt --editable '.[dev]'
 	@touch $(STAMP)
 
