@@ -21,22 +21,20 @@ from typing import Any, NamedTuple
 import numpy as np
 from numcodecs import Blosc
 from numpy.typing import NDArray
-from zarr.abc.store import ByteRequest, RangeByteRequest, Store, SuffixByteRequest
-from zarr.codecs import BloscCodec, ShardingCodec
+from zarr.abc.store import ByteRequest, Store
+from zarr.codecs import BloscCodec
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.metadata.v2 import ArrayV2Metadata
 from zarr.core.sync import sync
 from zarr.storage import LocalStore, ObjectStore
 
-from cellmap_core import remote, stores
-from cellmap_core.errors import StoreError
+from cellmap_core import chunk_keys, remote, stores
+from cellmap_core.errors import CellmapError, StoreError
 from cellmap_core.grid import Shape
+from cellmap_core.shards import Shards, find_shards
 
 # Requests to a store at the same time; an object store answers each in tens of milliseconds.
 _AT_ONCE = 32
-# Offset and length of a chunk in a shard that has none of it, and the index's checksum.
-_EMPTY_ENTRY = np.iinfo(np.uint64).max
-_CHECKSUM_BYTES = 4
 # It ends with the size of the whole.
 _BLOSC_HEADER_BYTES = 16
 
@@ -103,12 +101,19 @@ class ChunkReader:
     ----------
     array : zarr.Array
         Three axes.
+
+    Raises
+    ------
+    MetadataError
+        The array has shards of which no index tells what they hold.
     """
 
     def __init__(self, array: stores.Array) -> None:
         self.array = array
         self.dtype: np.dtype[Any] = array.dtype
         self.fill = 0 if array.fill_value is None else array.fill_value
+        self._shards = find_shards(array)
+        self._keys_checked = False
         metadata, store = array.metadata, array.store_path.store
         self._folder = store.root if isinstance(store, LocalStore) else None
         plain = (
@@ -132,7 +137,12 @@ class ChunkReader:
     @property
     def chunk_shape(self) -> Shape:
         """Voxels of a chunk (of an inner chunk, where chunks lie in shards)."""
-        return _triple(self.array.chunks)
+        return self._shards.inner if self._shards else _triple(self.array.chunks)
+
+    @property
+    def _file_shape(self) -> Shape:
+        """Voxels that one file holds: a chunk, or a shard of chunks."""
+        return _triple(self.array.shards or self.array.chunks)
 
     def survey(self, start: Shape, stop: Shape) -> Chunks:
         """Find what is stored under a block, undecoded.
@@ -141,8 +151,10 @@ class ChunkReader:
         ------
         StoreError
             The store refuses or fails, or a chunk is truncated.
+        ChunkKeyError
+            Something seems to be missing, and chunk files lie there under other names.
         """
-        outer = self.array.shards or self.array.chunks
+        outer = self._file_shape
         first = [a // c for a, c in zip(start, outer, strict=True)]
         count = [-(-b // c) - f for b, c, f in zip(stop, outer, first, strict=True)]
         z, y, x = (range(f, f + n) for f, n in zip(first, count, strict=True))
@@ -154,10 +166,12 @@ class ChunkReader:
                 names = [self._key(index) for row in rows for index in row]
                 marks = sync(_far_marks(self.array.store_path.store, names))
             found = np.array(marks, dtype=object).reshape(count)
-            if self.array.shards:
-                found = self._within_shards(found, first)
+            if None in marks:
+                self._check_keys()
+            if self._shards:
+                found = self._within_shards(self._shards, found, first)
         except Exception as error:
-            if isinstance(error, StoreError) or stores.passing(error):
+            if isinstance(error, CellmapError) or stores.passing(error):
                 raise
             raise StoreError(
                 f"{self.array.store_path} cannot be listed ({stores.line(error)})"
@@ -230,25 +244,24 @@ class ChunkReader:
             marks.append(None if stored is None else hashlib.sha256(stored).hexdigest())
         return marks
 
-    def _within_shards(self, marks: NDArray[Any], first: list[int]) -> NDArray[Any]:
+    def _check_keys(self) -> None:
+        """Let no chunk count as missing before the files that are there were understood."""
+        if not self._keys_checked:
+            chunk_keys.check(self.array, self._file_shape)
+            self._keys_checked = True
+
+    def _within_shards(
+        self, shards: Shards, marks: NDArray[Any], first: list[int]
+    ) -> NDArray[Any]:
         """Marks of the inner chunks, from the index of each shard."""
-        shards, chunks = self.array.shards or (), self.array.chunks
-        inner = [s // c for s, c in zip(shards, chunks, strict=True)]
+        inner = shards.per_shard
         result = marks.repeat(inner[0], 0).repeat(inner[1], 1).repeat(inner[2], 2)
-        codec = getattr(self.array.metadata, "codecs", (None,))[0]
-        if not isinstance(codec, ShardingCodec):
-            return result  # A shard that is there then counts whole.
         places = np.argwhere(marks != None).tolist()  # noqa: E711 - element by element
         held = [self._key(tuple(f + i for f, i in zip(first, p, strict=True))) for p in places]
-        entries = int(np.prod(inner))
-        size = 16 * entries + _CHECKSUM_BYTES * (len(codec.index_codecs) - 1)
-        at_end = codec.index_location.value == "end"
-        where = SuffixByteRequest(size) if at_end else RangeByteRequest(0, size)
-        found = iter(sync(_parts(self.array.store_path.store, held, where)))
+        found = iter(sync(_parts(self.array.store_path.store, held, shards.where)))
         for place in places:
-            index = np.frombuffer(next(found), "<u8", 2 * entries).reshape(*inner, 2)
             part = tuple(slice(p * n, (p + 1) * n) for p, n in zip(place, inner, strict=True))
-            result[part][index[..., 0] == _EMPTY_ENTRY] = None
+            result[part][~shards.held(next(found))] = None
         return result
 
 

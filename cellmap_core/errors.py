@@ -82,6 +82,10 @@ class MetadataError(CellmapError):
     """The metadata of an array are missing or contradict each other."""
 
 
+class ChunkKeyError(MetadataError):
+    """Chunk files lie in an array's place under names that its metadata do not give."""
+
+
 class AnnotationError(CellmapError):
     """A class is unknown, or its annotation cannot be read as three states."""
 

@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import re
-from typing import Any
+import logging
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import zarr
 
-from cellmap_core.errors import MetadataError
-from cellmap_core.grid import Grid, Shape, Triple
+from cellmap_core.errors import MetadataError, StoreError
+from cellmap_core.grid import EDGE_TOLERANCE_VOX, Grid, Shape, Triple
+from cellmap_core.lengths import UNITS, unit_nm
 from cellmap_core.models import Frozen
-from cellmap_core.stores import Array, find_array, line
+from cellmap_core.stores import Array, children, find_array, line
 from cellmap_core.stores import attributes as node_attributes
+from cellmap_core.transformations import read_transformation
 
-# Length of one unit in nm, by the names OME-NGFF takes from UDUNITS-2 and short forms met.
-_UNIT_NM = {
-    "angstrom": 0.1,
-    "nanometer": 1.0,
-    "nm": 1.0,
-    "micrometer": 1e3,
-    "micron": 1e3,
-    "um": 1e3,
-    "µm": 1e3,
-    "millimeter": 1e6,
-    "mm": 1e6,
-    "meter": 1e9,
-}
+logger = logging.getLogger(__name__)
 
 # Beyond it a number is no place in a volume of electron microscopy.
 _LARGEST_NM = 1e9
@@ -51,10 +42,25 @@ class Level(Frozen):
         return placed[0], placed[1], placed[2]
 
 
+class _Named(NamedTuple):
+    """What the metadata say of one level: voxel size and first voxel centre (z, y, x, nm)."""
+
+    voxel_nm: Triple
+    origin_nm: Triple
+
+    @property
+    def low_nm(self) -> Triple:
+        """The low edge of the level's box."""
+        z, y, x = (o - v / 2 for o, v in zip(self.origin_nm, self.voxel_nm, strict=True))
+        return z, y, x
+
+
 class Levels:
     """The scale levels of a multiscale group; an array is opened when its level is asked for.
 
-    A download may leave levels out: those named in the metadata but absent are no choice.
+    Levels are ranked by voxel size, whatever their names: rank 0 is the finest that the
+    metadata name. A download may leave levels out: those named but absent are no choice, and
+    neither are those whose box is not that of the finest.
 
     Parameters
     ----------
@@ -84,9 +90,9 @@ class Levels:
         self._opened: dict[str, tuple[Level, Array] | None] = {}
 
     def finest(self) -> tuple[Level, Array]:
-        """The finest level there is."""
+        """Return the finest level there is."""
         for path in self._named:
-            if opened := self._open(path):
+            if opened := self._usable(path):
                 return opened
         raise MetadataError(
             f"{self._location} has none of the scale levels its metadata name "
@@ -95,7 +101,7 @@ class Levels:
         )
 
     def first(self) -> tuple[Level, Array]:
-        """The finest level that the metadata name, which must be there."""
+        """Return the finest level that the metadata name, which must be there."""
         for path in self._named:
             if opened := self._open(path):
                 return opened
@@ -107,29 +113,97 @@ class Levels:
         raise MetadataError(f"{self._location} names no scale level", "at least one")
 
     def choose(self, scale: str, target_nm: Triple | None) -> tuple[Level, Array]:
-        """The level to read: the one named, or by ``auto`` the coarsest not coarser than wanted.
+        """Return the level of a rank, or by ``auto`` the coarsest not coarser than wanted.
+
+        Levels that lie elsewhere than the finest are reported by a warning.
 
         Parameters
         ----------
         scale : str
-            ``s0``, ``s1``, … or ``auto``.
+            ``s0`` (the finest), ``s1``, … or ``auto``.
         target_nm : tuple of float or None
             Voxel size wanted; None (native) makes ``auto`` the finest.
+
+        Raises
+        ------
+        MetadataError
+            There is no such level, or it lies elsewhere than the finest.
         """
+        for path in self._named:
+            if reason := self._strays(path):
+                _warn_once(f"{self._location}/{path} is not used: {reason}")
         if scale == "auto":
             for path, (voxel, _) in reversed(self._named.items()):
                 fine = target_nm is not None and _not_coarser(voxel, target_nm)
-                if fine and (opened := self._open(path)):
+                if fine and (opened := self._usable(path)):
                     return opened
             return self.finest()
-        for path in self._named:
-            if re.sub(r"\D", "", path) == scale[1:] and (opened := self._open(path)):
+        return self._ranked(scale)
+
+    def _ranked(self, scale: str) -> tuple[Level, Array]:
+        paths, rank = list(self._named), int(scale[1:])
+        path = paths[rank] if rank < len(paths) else None
+        if path is not None:
+            if opened := self._usable(path):
+                if scale in paths and scale != path:
+                    _warn_once(
+                        f"{self._location}: scale {scale} is the level {path}, by the rank of its "
+                        f"voxel size; the level named {scale} is scale s{paths.index(scale)}"
+                    )
                 return opened
-        there = [path for path in self._named if self._open(path)]
+            if self._open(path) and (reason := self._strays(path)):
+                raise MetadataError(
+                    f"{self._location}/{path} cannot be used: {reason}",
+                    "levels of one pyramid that share their edges",
+                    f"correct its scale or translation, or give scale {self._choices() or 'auto'}",
+                )
+        there = self._choices()
         raise MetadataError(
             f"{self._location} has no scale level {scale}",
-            f"one of {', '.join(there)} or auto" if there else "at least s0",
+            f"one of {there} or auto" if there else "at least s0",
         )
+
+    def _choices(self) -> str:
+        """What the option scale accepts here."""
+        ranks = enumerate(self._named)
+        return ", ".join(
+            f"s{rank}" if path == f"s{rank}" else f"s{rank} (the level {path})"
+            for rank, path in ranks
+            if self._usable(path)
+        )
+
+    def _usable(self, path: str) -> tuple[Level, Array] | None:
+        """Return a level that is there and lies where the finest lies."""
+        opened = self._open(path)
+        if opened is None:
+            return None
+        if reason := self._strays(path):
+            _warn_once(f"{self._location}/{path} is not used: {reason}")
+            return None
+        return opened
+
+    def _strays(self, path: str) -> str:
+        """Say how the box of a level differs from that of the finest; empty where it does not.
+
+        The low edges of a pyramid are one place, whatever was rounded: a voxel of the finest is
+        the tolerance, since levels are often stored without the half voxels that their centres
+        move by (a shift of half a voxel of the finest at the second level, and of one and a
+        half at the third). At the high end a level has a voxel of its own more or less where
+        the size is no multiple of it. High edges are compared once an array tells its shape.
+        """
+        finest, level = next(iter(self._named.values())), self._named[path]
+        step = finest.voxel_nm
+        if gap := _beyond(finest.low_nm, level.low_nm, step):
+            return f"its low edge lies {gap} nm (z, y, x) from that of the finest level"
+        opened = self._opened.get(path)
+        reference = next((o for p in self._named if (o := self._opened.get(p))), None)
+        if opened is None or reference is None or reference is opened:
+            return ""
+        own, other = opened[0].grid, reference[0].grid
+        z, y, x = (a + b for a, b in zip(step, own.voxel_nm, strict=True))
+        if gap := _beyond(other.box.high_nm, own.box.high_nm, (z, y, x)):
+            return f"its high edge lies {gap} nm (z, y, x) from that of {reference[0].path}"
+        return ""
 
     def _open(self, path: str) -> tuple[Level, Array] | None:
         if path not in self._opened:
@@ -146,6 +220,21 @@ class Levels:
         return Level(path=path, axes=self._order, grid=grid)
 
 
+@lru_cache(maxsize=4096)
+def _warn_once(text: str) -> None:
+    """Log a warning once: many crops read the same volume."""
+    logger.warning("%s", text)
+
+
+def _beyond(one: Triple, other: Triple, tolerance: Triple) -> str:
+    """Distances of two edges as text where one exceeds its tolerance, else nothing."""
+    gaps = [b - a for a, b in zip(one, other, strict=True)]
+    pairs = zip(gaps, tolerance, strict=True)
+    if all(abs(gap) <= most * (1 + EDGE_TOLERANCE_VOX) for gap, most in pairs):
+        return ""
+    return ", ".join(f"{gap:+g}" for gap in gaps)
+
+
 def _not_coarser(voxel: Triple, target: Triple) -> bool:
     return all(v <= t * _COARSER_TOLERANCE for v, t in zip(voxel, target, strict=True))
 
@@ -154,33 +243,51 @@ def _multiscale(group: zarr.Group, location: str) -> dict[str, Any]:
     attributes = node_attributes(group, location)
     document = attributes.get("ome", attributes)  # OME-NGFF 0.5 nests everything under "ome".
     multiscales = document.get("multiscales") if isinstance(document, dict) else None
-    if not (isinstance(multiscales, list) and multiscales and isinstance(multiscales[0], dict)):
-        raise MetadataError(f"{location} has no multiscales", "OME-NGFF multiscales metadata")
-    return multiscales[0]
+    if isinstance(multiscales, list) and multiscales and isinstance(multiscales[0], dict):
+        # The first is the one to take where nobody chose, by the specification.
+        return multiscales[0]
+    try:
+        held = ", ".join(children(group)[:6])
+    except StoreError:
+        held = ""
+    raise MetadataError(
+        f"{location} has no multiscales",
+        "OME-NGFF multiscales metadata",
+        f"give one of the images it holds: {held}" if held else "",
+    )
 
 
 def _named_levels(
     multiscale: dict[str, Any], location: str
-) -> tuple[dict[str, tuple[Triple, Triple]], tuple[int, int, int]]:
-    """Voxel size and first voxel centre (z, y, x, nm) of each level, and where z, y, x stand."""
+) -> tuple[dict[str, _Named], tuple[int, int, int]]:
+    """What the metadata say of each level, and where z, y, x stand in its array."""
+    if "coordinateSystems" in multiscale:
+        raise MetadataError(
+            f"{location} has coordinateSystems, which are of OME-NGFF 0.6",
+            "OME-NGFF 0.4 or 0.5 (axes, and a scale and translation of each level)",
+        )
     names, factors = _axes(multiscale, location)
     z, y, x = (names.index(a) for a in "zyx")
-    outer = multiscale.get("coordinateTransformations") or []
-    named: dict[str, tuple[Triple, Triple]] = {}
+    outer = read_transformation(
+        multiscale.get("coordinateTransformations"), f"{location} (all levels)", required=False
+    )
+    named: dict[str, _Named] = {}
     for dataset in multiscale.get("datasets") or []:
         path = dataset.get("path")
         if not isinstance(path, str):
             raise MetadataError(f"{location}: a multiscale dataset without path", "path: s0")
-        scale, shift = _transform(dataset.get("coordinateTransformations"), location, path)
-        outer_scale, outer_shift = _transform(outer, location, path, required=False)
-        voxel = scale * outer_scale * factors
-        origin = (shift * outer_scale + outer_shift) * factors
+        if path in named:
+            raise MetadataError(f"{location} names the level {path} twice", "each level once")
+        own = read_transformation(dataset.get("coordinateTransformations"), f"{location}/{path}")
+        voxel, origin = own.then(outer).in_unit(factors)
         if not (voxel > 0).all() or max(*voxel, *abs(origin)) > _LARGEST_NM:
             raise MetadataError(
                 f"{location}/{path} has voxels of {voxel.tolist()} nm at {origin.tolist()}",
                 "sizes above 0 and below a metre",
             )
-        named[path] = (_reorder(voxel, (z, y, x), float), _reorder(origin, (z, y, x), float))
+        named[path] = _Named(
+            _reorder(voxel, (z, y, x), float), _reorder(origin, (z, y, x), float)
+        )
     return named, (z, y, x)
 
 
@@ -190,41 +297,12 @@ def _axes(multiscale: dict[str, Any], location: str) -> tuple[list[str], Any]:
     if sorted(names) != ["x", "y", "z"]:
         raise MetadataError(f"{location} has axes {names}", "z, y and x in any order")
     units = [a.get("unit") if isinstance(a, dict) else None for a in axes]
-    if unknown := [u for u in units if u not in _UNIT_NM]:
-        raise MetadataError(f"{location} has unit {unknown[0]}", f"one of {', '.join(_UNIT_NM)}")
-    return names, np.array([_UNIT_NM[str(u)] for u in units])
-
-
-def _transform(rows: Any, location: str, path: str, required: bool = True) -> tuple[Any, Any]:
-    scale, translation, moved = None, np.zeros(3), 0
-    for row in rows or []:
-        kind = row.get("type")
-        if kind == "scale":
-            scale = _vector(row, "scale", location, path)
-        elif kind == "translation":
-            translation = _vector(row, "translation", location, path)
-            moved += 1
-        elif kind != "identity":
-            raise MetadataError(f"{location}/{path}: transformation {kind}", "scale or translation")
-    if moved > 1:
-        raise MetadataError(f"{location}/{path} has {moved} translations", "one")
-    if scale is None:
-        if required:
-            raise MetadataError(f"{location}/{path} has no scale", "a scale transformation")
-        scale = np.ones(3)
-    return scale, translation
-
-
-def _vector(row: dict[str, Any], kind: str, location: str, path: str) -> Any:
-    try:
-        vector = np.array([float(v) for v in row[kind]])
-    except (KeyError, TypeError, ValueError) as error:
-        raise MetadataError(f"{location}/{path}: unreadable {kind}", "three numbers") from error
-    if not np.isfinite(vector).all():
-        raise MetadataError(f"{location}/{path}: {kind} {vector.tolist()}", "finite numbers")
-    if vector.shape != (3,):
-        raise MetadataError(f"{location}/{path}: {kind} of {len(vector)} numbers", "three numbers")
-    return vector
+    factors = [unit_nm(unit) for unit in units]
+    if None in factors:
+        unit = units[factors.index(None)]
+        found = "an axis without unit" if unit is None else f"unit {unit}"
+        raise MetadataError(f"{location} has {found}", f"one of {', '.join(UNITS)}")
+    return names, np.array(factors)
 
 
 def _reorder(values: Any, order: tuple[int, ...], kind: type) -> Any:
