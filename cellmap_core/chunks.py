@@ -250,9 +250,7 @@ class ChunkReader:
             chunk_keys.check(self.array, self._file_shape)
             self._keys_checked = True
 
-    def _within_shards(
-        self, shards: Shards, marks: NDArray[Any], first: list[int]
-    ) -> NDArray[Any]:
+    def _within_shards(self, shards: Shards, marks: NDArray[Any], first: list[int]) -> NDArray[Any]:
         """Marks of the inner chunks, from the index of each shard."""
         inner = shards.per_shard
         result = marks.repeat(inner[0], 0).repeat(inner[1], 1).repeat(inner[2], 2)

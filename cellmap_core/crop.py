@@ -19,7 +19,7 @@ from cellmap_core.grid import Box, Grid, Shape, Triple, count_vox
 from cellmap_core.label_table import ABSENT, PRESENT, UNKNOWN
 from cellmap_core.options import ConvertOptions
 from cellmap_core.provenance import key_of
-from cellmap_core.volume import Volume, open_labels, open_volume
+from cellmap_core.volume import Volume, open_crop_group, open_labels, open_volume
 
 
 @dataclass(frozen=True)
@@ -244,7 +244,7 @@ def open_crop(ref: CropRef, classes: Sequence[str], options: ConvertOptions) -> 
 def _class_arrays(
     ref: CropRef, classes: Sequence[str], options: ConvertOptions
 ) -> dict[str, ClassSource]:
-    group = stores.open_group(ref.labels)
+    group = open_crop_group(ref.labels)
     wanted = {part for name in (*classes, *ref.classes) for part in (name, *UNIONS.get(name, ()))}
     stored = tuple(n for n in stores.children(group, sorted(wanted)) if n != "all")
     named = annotation.class_names(stores.attributes(group, ref.labels))

@@ -18,6 +18,7 @@ import obstore
 from cellmap_core import remote, stores
 from cellmap_core.crop_refs import BadRow, CropRef, Datasplit, gather, in_store
 from cellmap_core.errors import CellmapError, DatasplitError, RowError, StoreError
+from cellmap_core.volume import open_crop_group
 
 #: The raw image that is taken where there are several.
 IMAGE = "fibsem-uint8"
@@ -136,10 +137,10 @@ def _listing(ref: CropRef) -> tuple[str, ...] | BadRow:
 
 def _stored(labels: str) -> tuple[str, ...]:
     """Names of the classes in a crop's group."""
+    group = open_crop_group(labels)
     if remote.split(labels) is None:
         names: Sequence[str] = _folders(labels)
     else:
-        group = stores.open_group(labels)
         # A plain web server lists nothing: it is asked for the names that the crop gives.
         document: dict[str, Any] = dict(group.attrs)
         annotation = (document.get("cellmap") or {}).get("annotation") or {}

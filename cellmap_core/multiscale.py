@@ -285,9 +285,7 @@ def _named_levels(
                 f"{location}/{path} has voxels of {voxel.tolist()} nm at {origin.tolist()}",
                 "sizes above 0 and below a metre",
             )
-        named[path] = _Named(
-            _reorder(voxel, (z, y, x), float), _reorder(origin, (z, y, x), float)
-        )
+        named[path] = _Named(_reorder(voxel, (z, y, x), float), _reorder(origin, (z, y, x), float))
     return named, (z, y, x)
 
 

@@ -77,7 +77,8 @@ def find_shards(array: zarr.Array[Any]) -> Shards | None:
     order = tuple(range(array.ndim))
     for turn in before:
         order = tuple(order[axis] for axis in turn.order)
-    return Shards(codec, order, array.metadata.chunk_grid.chunk_shape)
+    z, y, x = array.shards or array.chunks
+    return Shards(codec, order, (z, y, x))
 
 
 def _odd(codec: ShardingCodec, before: Sequence[Codec], after: Sequence[Codec]) -> str:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import obstore
 import zarr
 from numpy.typing import NDArray
+from zarr.abc.store import Store
 from zarr.core.sync import sync
 from zarr.errors import GroupNotFoundError
+from zarr.storage import LocalStore, StorePath
 
-from cellmap_core import local_v2, remote
+from cellmap_core import local_v2, remote, zarr_documents, zarr_nodes
 from cellmap_core.errors import CellmapError, MetadataError, StoreError, may_pass
 from cellmap_core.grid import Shape
 
 Array = zarr.Array[Any]
+T = TypeVar("T")
 
 
 def open_group(location: str) -> zarr.Group:
@@ -40,8 +44,8 @@ def open_group(location: str) -> zarr.Group:
         if far is None:
             _require(Path(location))
             plain = local_v2.open_group(location)
-            return zarr.open_group(location, mode="r") if plain is None else plain
-        return zarr.open_group(far[0], path=far[1], mode="r")
+            return _group(LocalStore(location, read_only=True), "", location, plain)
+        return _group(*far, location)
     except PermissionError as error:
         raise StoreError(f"{location} may not be read", "read permission") from error
     except CellmapError:
@@ -58,19 +62,57 @@ def open_group(location: str) -> zarr.Group:
         ) from error
 
 
-def find_array(group: zarr.Group, location: str, name: str) -> Array | None:
-    """The array ``name`` of a group, or None; ``location`` is the group's, for messages."""
+def _group(store: Store, path: str, location: str, plain: zarr.Group | None = None) -> zarr.Group:
+    """Open a group as zarr does, and else by its own document or with what lies there."""
+    if plain is not None:
+        return plain
     try:
-        plain = local_v2.find_array(group, name)
-        node: Any = group[name] if plain is None else plain
-    except KeyError:
+        return zarr.open_group(store, path=path, mode="r")
+    except Exception as error:
+        if isinstance(error, PermissionError) or passing(error):
+            raise
+        place = StorePath(store, path)
+        if group := _tried(partial(zarr_documents.open_group, place)):
+            return group
+        if reason := _tried(partial(zarr_nodes.explain_no_group, place, location)):
+            raise reason from error
+        raise
+
+
+def _tried(look: Callable[[], T]) -> T | None:
+    """What a second look finds; None where it fails too, so that the first error stands."""
+    try:
+        return look()
+    except Exception as error:
+        if passing(error):
+            raise
         return None
+
+
+def find_array(group: zarr.Group, location: str, name: str) -> Array | None:
+    """The array ``name`` of a group, or None; ``location`` is the group's, for messages.
+
+    Raises
+    ------
+    StoreError
+        It may not be read.
+    MetadataError
+        Its metadata cannot be understood, or it has none although its chunks are there.
+    """
+    try:
+        node = _array(group, name)
     except PermissionError as error:
         raise StoreError(f"{location}/{name} may not be read", "read permission") from error
     except Exception as error:
         if passing(error):
             raise
         raise MetadataError(f"{location}/{name} has bad metadata ({line(error)})") from error
+    if node is None:
+        if reason := _tried(
+            partial(zarr_nodes.explain_no_array, group, name, f"{location}/{name}")
+        ):
+            raise reason
+        return None
     if not isinstance(node, zarr.Array):
         raise MetadataError(f"{location}/{name} is a group", "an array")
     if min((*node.shape, *node.chunks), default=0) < 1:
@@ -78,6 +120,22 @@ def find_array(group: zarr.Group, location: str, name: str) -> Array | None:
             f"{location}/{name} has shape {node.shape} and chunks {node.chunks}", "at least 1 each"
         )
     return node
+
+
+def _array(group: zarr.Group, name: str) -> Any:
+    """The node ``name`` of a group as zarr opens it, and else by its own document."""
+    if (plain := local_v2.find_array(group, name)) is not None:
+        return plain
+    try:
+        return group[name]
+    except Exception as error:
+        if isinstance(error, PermissionError) or passing(error):
+            raise
+        found = zarr_documents.find_array(group, name)
+        # A key that a document lacks is a KeyError too, but then there is a document.
+        if found is not None or isinstance(error, KeyError):
+            return found
+        raise
 
 
 def attributes(node: Array | zarr.Group, location: str) -> dict[str, Any]:
@@ -110,9 +168,14 @@ def children(group: zarr.Group, wanted: Sequence[str] = ()) -> tuple[str, ...]:
         return [name.rstrip("/") async for name in listing]
 
     metadata = {".zgroup", ".zattrs", ".zarray", ".zmetadata", "zarr.json"}
+
+    def is_there(name: str) -> bool:
+        # A group without its own document is there too, and is refused by name when opened.
+        return name in group or sync((group.store_path / name / ".zattrs").exists())
+
     try:
         if not remote.can_list(group.store_path.store):
-            return tuple(sorted(name for name in set(wanted) if name in group))
+            return tuple(sorted(name for name in set(wanted) if is_there(name)))
         return tuple(sorted(set(sync(names())) - metadata))
     except (obstore.exceptions.BaseError, OSError) as error:
         if passing(error):

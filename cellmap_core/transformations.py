@@ -59,7 +59,7 @@ def read_transformation(rows: Any, location: str, required: bool = True) -> Tran
     kinds = [kind for kind, _ in steps]
     for kind in ("scale", "translation"):
         if kinds.count(kind) > 1:
-            raise MetadataError(f"{location} has {kinds.count(kind)} {kind}s", f"one; {_ORDER}")
+            raise MetadataError(f"{location} has {kinds.count(kind)} {kind}s", _ORDER)
     if kinds == ["translation", "scale"]:
         raise MetadataError(
             f"{location} has a translation before its scale",

@@ -8,10 +8,12 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import zarr
 from numpy.typing import NDArray
 
 from cellmap_core import resample, stores
 from cellmap_core.chunks import ChunkReader, Chunks, Piece
+from cellmap_core.errors import MetadataError
 from cellmap_core.grid import Grid, Shape, Triple
 from cellmap_core.multiscale import Level, Levels
 from cellmap_core.provenance import key_of
@@ -136,6 +138,26 @@ class Volume:
     def _zyx(self, index: Shape) -> Shape:
         z, y, x = (index[axis] for axis in self.level.axes)
         return z, y, x
+
+
+def open_crop_group(location: str) -> zarr.Group:
+    """Open a crop's group, which holds a group for each class.
+
+    Raises
+    ------
+    StoreError, MetadataError
+        It is missing, cannot be read, or is the image of one class.
+    """
+    group = stores.open_group(location)
+    attributes = stores.attributes(group, location)
+    if "multiscales" in attributes or "multiscales" in (attributes.get("ome") or {}):
+        parent, _, name = location.rstrip("/").rpartition("/")
+        raise MetadataError(
+            f"{location} is one image with its scale levels, no crop",
+            "the group that holds a group for each class",
+            f"give {parent}, and {name} as its class",
+        )
+    return group
 
 
 def open_labels(location: str) -> Volume:

@@ -20,7 +20,7 @@ from cellmap_core.folds import FoldItem, assign_folds
 from cellmap_core.grid import Grid, Shape, Triple
 from cellmap_core.models import Frozen
 from cellmap_core.options import ConvertOptions, Spacing
-from cellmap_core.volume import open_labels
+from cellmap_core.volume import open_crop_group, open_labels
 
 # Metadata of a remote crop are a few requests; the waits overlap.
 _READERS = 8
@@ -173,7 +173,7 @@ def _of_crop(ref: CropRef, wanted: tuple[str, ...], spacing: Spacing) -> CaseSiz
 
 def _label_grid(ref: CropRef, wanted: tuple[str, ...]) -> Grid:
     names = ref.classes or wanted
-    group = stores.open_group(ref.labels)
+    group = open_crop_group(ref.labels)
     stored = [n for n in stores.children(group, names) if n != "all"]
     if not stored:
         raise StoreError(f"no class in {ref.labels}", "an array for each class")
