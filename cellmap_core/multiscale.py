@@ -196,7 +196,7 @@ class Levels:
         if gap := _beyond(finest.low_nm, level.low_nm, step):
             return f"its low edge lies {gap} nm (z, y, x) from that of the finest level"
         opened = self._opened.get(path)
-        reference = next((o for p in self._named if (o := self._opened.get(p))), None)
+        reference = next((o for p in self._named if (o := self._open(p))), None)
         if opened is None or reference is None or reference is opened:
             return ""
         own, other = opened[0].grid, reference[0].grid

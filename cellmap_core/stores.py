@@ -72,7 +72,8 @@ def _group(store: Store, path: str, location: str, plain: zarr.Group | None = No
         if isinstance(error, PermissionError) or passing(error):
             raise
         place = StorePath(store, path)
-        if group := _tried(partial(zarr_documents.open_group, place)):
+        group = _tried(partial(zarr_documents.open_group, place))
+        if group is not None:
             return group
         if reason := _tried(partial(zarr_nodes.explain_no_group, place, location)):
             raise reason from error

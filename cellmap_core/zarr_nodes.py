@@ -40,6 +40,8 @@ def explain_no_group(place: StorePath, location: str) -> MetadataError | None:
             "a zarr group: an image with its scale levels, or a crop with its classes",
             f"give the group that holds it ({parent})",
         )
+    if {".zgroup", "zarr.json"} & set(held):
+        return None
     inside = {mark: name for name in _members(place) for mark in _held(place / name)}
     if _is_n5(place, held) or "attributes.json" in inside:
         return _n5(location)

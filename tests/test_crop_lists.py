@@ -300,7 +300,7 @@ def test_classes_are_looked_for_only_where_nothing_tells_them(own_root, tmp_path
 def test_crops_without_any_class_are_refused(phantom, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     options = {"datasplit": write_placed(tmp_path), "data_root": str(tmp_path / "elsewhere")}
-    with pytest.raises(DatasplitError, match=r"no class is listed.*phantom-a/crop1: .*No such"):
+    with pytest.raises(DatasplitError, match=r"no class is listed.*phantom-a/crop1: .*not exist"):
         plan(ConvertOptions(**options))
 
 
