@@ -28,6 +28,10 @@ from cellmap_core.errors import ChunkKeyError
 
 # Names of every key encoding of zarr: indices with dots or slashes, in v3 after a "c".
 _CHUNK_LIKE = re.compile(r"(?:c[./])?[0-9]+(?:[./][0-9]+)*")
+_NOT_ALLOWED = (
+    obstore.exceptions.PermissionDeniedError,
+    obstore.exceptions.UnauthenticatedError,
+)
 _ENCODINGS = (
     V2ChunkKeyEncoding(separator="."),
     V2ChunkKeyEncoding(separator="/"),
@@ -69,7 +73,7 @@ def chunk_files(store: Store, path: str) -> tuple[str, ...]:
         return ()
     try:
         return sync(_first_keys(store, f"{path}/" if path else ""))
-    except (PermissionError, obstore.exceptions.PermissionDeniedError):
+    except (PermissionError, *_NOT_ALLOWED):
         return ()
 
 

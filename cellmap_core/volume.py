@@ -150,7 +150,8 @@ def open_crop_group(location: str) -> zarr.Group:
     """
     group = stores.open_group(location)
     attributes = stores.attributes(group, location)
-    if "multiscales" in attributes or "multiscales" in (attributes.get("ome") or {}):
+    nested = attributes.get("ome")
+    if "multiscales" in attributes or (isinstance(nested, dict) and "multiscales" in nested):
         parent, _, name = location.rstrip("/").rpartition("/")
         raise MetadataError(
             f"{location} is one image with its scale levels, no crop",
