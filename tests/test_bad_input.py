@@ -272,7 +272,9 @@ def test_a_broken_crop_is_named_with_what_was_found(damage, own_phantom, tmp_pat
     check(run(own_phantom, tmp_path / "out"), reason, crops=4)
 
 
-@pytest.mark.parametrize("attributes", [{}, {"cellmap": "yes", "ome": 5}, {"cellmap": {"annotation": [1]}}])
+@pytest.mark.parametrize(
+    "attributes", [{}, {"cellmap": "yes", "ome": 5}, {"cellmap": {"annotation": [1]}}]
+)
 def test_a_crop_needs_no_attributes_of_its_own(attributes, own_phantom, tmp_path, converted):  # noqa: F811
     """Its classes are listed in the datasplit."""
     (own_phantom.parent / CROP / ".zattrs").write_text(json.dumps(attributes))
