@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 from cellmap_core.classes import suggest
 from cellmap_core.errors import OptionError
 from cellmap_core.options import MODELS
+from cellmap_core.paths import expand_path
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -46,7 +47,7 @@ def parse(model: type[M], arguments: Sequence[str], program: str) -> M:
     """
     given = vars(_parser(model, program).parse_args(arguments))
     config = given.pop(CONFIG, None)
-    return merge(model, given, Path(config) if config else None)
+    return merge(model, given, expand_path(config) if config else None)
 
 
 def merge(model: type[M], explicit: Mapping[str, Any], config: Path | None) -> M:
@@ -94,7 +95,10 @@ def _first_problem(error: ValidationError, model: type[BaseModel]) -> tuple[str,
     name = str(problem["loc"][0]) if problem["loc"] else model.__name__
     field = model.model_fields.get(name)
     about = f" ({field.description})" if field and field.description else ""
-    return f"{name}={problem['input']!r}", f"{problem['msg'].lower()}{about}"
+    # The texts of our own validators may hold names, whose case matters.
+    own = problem["type"] == "value_error"
+    said = problem["msg"].removeprefix("Value error, ") if own else problem["msg"].lower()
+    return f"{name}={problem['input']!r}", f"{said}{about}"
 
 
 class _Parser(argparse.ArgumentParser):

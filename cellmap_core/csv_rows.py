@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from cellmap_core import remote
 from cellmap_core.errors import DatasplitError, OptionError, StoreError
+from cellmap_core.paths import expand, expand_path
 
 # Stands for a comma inside [nuc,mito] while a row is split at its commas.
 _INNER_COMMA = "\x1f"
@@ -59,9 +60,10 @@ def start_of_paths(path: Path, data_root: str | None) -> str:
         return str(path.resolve().parent)
     expected = "a folder, s3://bucket[/prefix] or http(s)://…"
     if "://" not in data_root:
-        if not Path(data_root).is_dir():
-            raise OptionError(f"data_root {data_root} is no folder", expected, "check the path")
-        return str(Path(data_root).resolve())
+        folder = expand_path(data_root)
+        if not folder.is_dir():
+            raise OptionError(f"data_root {folder} is no folder", expected, "check the path")
+        return str(folder.resolve())
     if not urlsplit(data_root).netloc:
         raise OptionError(f"data_root {data_root} names no bucket or server", expected)
     try:
@@ -72,7 +74,14 @@ def start_of_paths(path: Path, data_root: str | None) -> str:
 
 
 def absolute(location: str, start: str) -> str:
-    """A location of a CSV, seen from anywhere."""
+    """Return a location of a CSV with ``~`` and variables replaced, as an absolute one.
+
+    Raises
+    ------
+    PathError
+        A variable is not set, or a home folder is not known.
+    """
+    location = expand(location)
     if "://" not in location and not location.startswith("/"):
         location = f"{start.rstrip('/')}/{location}"
     # One place has one spelling, so that a crop listed twice is seen to be one.

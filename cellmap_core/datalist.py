@@ -9,9 +9,10 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from cellmap_core.errors import DatalistError
+from cellmap_core.errors import DatalistError, PathError
 from cellmap_core.label_table import LabelTable
 from cellmap_core.models import Frozen
+from cellmap_core.paths import expand
 from cellmap_core.provenance import write_json
 
 # Fields of an entry that hold class ids.
@@ -230,6 +231,7 @@ def _entry(path: Path, where: str, row: Any, count: int) -> Entry:
     for key in _ID_FIELDS:
         if isinstance(known.get(key), dict):
             known[key] = tuple(known[key].values())
+    _expand_paths(path, where, known)
     known.setdefault("annotated_classes", tuple(range(1, count + 1)))
     known.setdefault("present_classes", known["annotated_classes"])
     try:
@@ -245,3 +247,21 @@ def _entry(path: Path, where: str, row: Any, count: int) -> Entry:
     ]:
         raise DatalistError(f"{path}: {where} has class id {strange[0]}", f"ids 1 to {count}")
     return entry
+
+
+def _expand_paths(path: Path, where: str, row: dict[str, Any]) -> None:
+    """Replace ``~`` and variables in the paths of an entry.
+
+    Raises
+    ------
+    DatalistError
+        A variable is not set, or a home folder is not known.
+    """
+    for key in ("image", "label"):
+        if isinstance(row.get(key), str):
+            try:
+                row[key] = expand(row[key])
+            except PathError as error:
+                raise DatalistError(
+                    f"{path}: {where}, {key}: {error.found}", "", error.do
+                ) from error

@@ -18,6 +18,7 @@ from cellmap_core.crop_refs import BadRow, CropRef, Datasplit, check_split, gath
 from cellmap_core.csv_rows import absolute, columns, read_rows, refuse_remote, start_of_paths
 from cellmap_core.errors import DatasplitError, RowError
 from cellmap_core.manifests import read_test_manifest
+from cellmap_core.paths import expand
 
 __all__ = ["BadRow", "CropRef", "Datasplit", "parse_row", "read_datasplit", "read_test_manifest"]
 
@@ -82,6 +83,7 @@ def parse_row(text: str, start: str) -> CropRef:
         raise RowError(f"{len(found)} columns", "5 (split, store, raw, store, labels) or 3")
     check_split(split)
     labels, classes = _take_classes(labels)
+    labels = expand(labels)  # The dataset's name may be a variable's.
     crop = labels.rstrip("/").rsplit("/", 1)[-1]
     if not crop or not raw.strip("/"):
         raise RowError("an empty path", "paths of the raw group and of the crop's labels")

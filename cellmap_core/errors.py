@@ -54,6 +54,10 @@ class OptionError(UsageError):
     """An option or its value is unknown or out of range."""
 
 
+class PathError(UsageError):
+    """A path names a variable or a home folder that is not known here."""
+
+
 class DatasplitError(UsageError):
     """The datasplit as a whole cannot be used (missing, unreadable, empty)."""
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from cellmap_core.models import Frozen
+from cellmap_core.paths import Location, Place
 
 Mode = Literal["full", "convert", "analyze", "generate", "train", "ensemble", "plan"]
 
@@ -55,17 +56,17 @@ class _FoldOptions(Frozen):
 class ConvertOptions(_FoldOptions):
     """Options of ``convert``: from a datasplit of OME-Zarr crops to NIfTI and a datalist."""
 
-    datasplit: Path | None = Field(
+    datasplit: Place | None = Field(
         None,
         description="crops: a CSV of split, raw, labels[classes], a crop manifest CSV, a data "
         "folder in CellMap layout, or a glob of crop folders",
     )
-    data_root: str | None = Field(
+    data_root: Location | None = Field(
         None,
         description="where the relative paths of a CSV start: a folder, s3://bucket[/prefix] or "
         "http(s)://… (default: the CSV's folder)",
     )
-    output_dir: Path = Field(
+    output_dir: Place = Field(
         Path("auto3dseg/nifti_data"), description="where images, labels and datalist.json go"
     )
     scale: Annotated[str, AfterValidator(_level_name)] = Field(
@@ -92,7 +93,7 @@ class ConvertOptions(_FoldOptions):
     compression: Literal["gzip", "none"] = Field(
         "gzip", description="gzip writes .nii.gz; none writes .nii, which trains from disk"
     )
-    test_manifest: Path | None = Field(
+    test_manifest: Place | None = Field(
         None, description="CSV of unlabelled crops to predict (the challenge's test_crop_manifest)"
     )
     on_bad_crop: Literal["fail", "exclude"] = Field(
@@ -101,10 +102,10 @@ class ConvertOptions(_FoldOptions):
 
 
 class _WorkOptions(Frozen):
-    work_dir: Path = Field(
+    work_dir: Place = Field(
         Path("auto3dseg/work_dir"), description="where reports, bundles and predictions go"
     )
-    datalist: Path | None = Field(
+    datalist: Place | None = Field(
         None, description="datalist.json (default: what an earlier stage left)"
     )
 
@@ -128,7 +129,7 @@ class GenerateOptions(_AlgoOptions, _FoldOptions):
     """Options of ``generate``: one bundle for each algorithm and fold."""
 
     num_epochs: int = Field(100, ge=1, description="epochs of each training")
-    templates: Path | None = Field(
+    templates: Place | None = Field(
         None, description="another Auto3DSeg template folder (default: the project's own)"
     )
     overrides: dict[str, Any] = Field(

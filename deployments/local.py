@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cellmap_core.errors import CellmapError, ServiceError
+from cellmap_core.paths import expand_path
 from cellmap_core.phantom import write_phantom
 from deployments import service
 from deployments.service import ROOT, Service
@@ -41,13 +42,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command of ``python -m deployments.local``; give its exit code back."""
     parser = argparse.ArgumentParser(prog="python -m deployments.local", description=__doc__)
     parser.add_argument("command", choices=["run", "up", "down"])
-    parser.add_argument("--home", type=Path, default=ROOT / "work", help="where everything lives")
-    given = parser.parse_args(arguments)
-    home = given.home.resolve()
+    parser.add_argument(
+        "--home", type=expand_path, default=ROOT / "work", help="where everything lives"
+    )
     # A polite end of this process must still take down what it started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        return {"run": run, "up": up, "down": down}[given.command](home)
+        given = parser.parse_args(arguments)
+        return {"run": run, "up": up, "down": down}[given.command](given.home.resolve())
     except CellmapError as error:
         _say(f"error: {error}")
         return error.exit_code

@@ -59,10 +59,17 @@ from pydantic import Field
 from cellmap_core.cluster.check import check_site
 from cellmap_core.cluster.here import LOG_VARIABLE
 from cellmap_core.cluster.jobs import JobSpec, comment_of, run_of
-from cellmap_core.cluster.profiles import LOGS_VARIABLE, SITE_VARIABLE, Site, read_site
+from cellmap_core.cluster.profiles import (
+    LOGS_VARIABLE,
+    SITE_VARIABLE,
+    Site,
+    named_site,
+    read_site,
+)
 from cellmap_core.cluster.slurm import JobRecord, Slurm, tail
 from cellmap_core.cluster.states import End, Phase
 from cellmap_core.errors import CellmapError, ProfileError, SchedulerUnavailable
+from cellmap_core.paths import expand_path
 
 R = TypeVar("R")
 
@@ -137,7 +144,7 @@ class SlurmJobConfiguration(BaseJobConfiguration):
         path = self.site or os.environ.get(SITE_VARIABLE)
         if not path:
             raise _no_profile()
-        site = read_site(Path(path).expanduser())
+        site = read_site(named_site(path))
         names = ("partition", "account", "qos", "constraint", "cores", "memory_gb", "hours")
         changed = {n: v for n in names if (v := getattr(self, n)) is not None}
         return site.with_stage("flow", changed)
@@ -151,11 +158,11 @@ class SlurmJobConfiguration(BaseJobConfiguration):
             A value cannot be put to SLURM.
         """
         site = self.profile()
-        here = Path(self.working_dir).expanduser() if self.working_dir else Path.cwd()
+        here = expand_path(self.working_dir) if self.working_dir else Path.cwd()
         if not here.is_dir():
             raise ProfileError(f"working_dir: no folder {here}", "one that every node sees")
         environment = {k: str(v) for k, v in self.env.items() if v is not None}
-        path = Path(self.site or os.environ[SITE_VARIABLE]).expanduser().absolute()
+        path = named_site(self.site or os.environ[SITE_VARIABLE]).absolute()
         environment[SITE_VARIABLE] = str(path)
         environment[LOGS_VARIABLE] = str((here / site.log_dir).absolute())
         environment[LOG_VARIABLE] = str(log_of(site, here, flow_run))
@@ -579,7 +586,7 @@ def _check_here() -> None:
     # A run may name a profile of its own; that the worker's is forgotten is told all the same.
     if not os.environ.get(SITE_VARIABLE):
         raise _no_profile()
-    read_site(Path(os.environ[SITE_VARIABLE]).expanduser())
+    read_site(named_site(os.environ[SITE_VARIABLE]))
 
 
 def _is_of(record: JobRecord, run_id: UUID, stage: str | None = "flow") -> bool:

@@ -29,6 +29,7 @@ from pydantic import Field
 from cellmap_core import command_line
 from cellmap_core.errors import CellmapError, IncompleteError, PlanError
 from cellmap_core.models import Frozen, StageResult
+from cellmap_core.paths import Place, expand_path
 from flows.server import temporary_server
 from flows.terminal import bars
 from tasks.fanout import task_runner
@@ -120,7 +121,7 @@ def _options(model: type[M], parameters: dict[str, Any]) -> M:
     config = parameters.pop(command_line.CONFIG, None)
     if config is None:
         return command_line.merge(model, parameters, None)
-    return command_line.merge(model, _explicit(model, parameters), Path(config))
+    return command_line.merge(model, _explicit(model, parameters), expand_path(config))
 
 
 def _explicit(model: type[Frozen], parameters: dict[str, Any]) -> dict[str, Any]:
@@ -157,7 +158,7 @@ def _signature(model: type[Frozen]) -> inspect.Signature:
         command_line.CONFIG,
         inspect.Parameter.KEYWORD_ONLY,
         default=None,
-        annotation=Annotated[Path | None, Field(description="YAML file of options")],
+        annotation=Annotated[Place | None, Field(description="YAML file of options")],
     )
     return inspect.Signature([*fields, config])
 

@@ -17,8 +17,9 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from cellmap_core.classes import suggest
 from cellmap_core.cluster.jobs import Mail, Name, Resources
-from cellmap_core.errors import ProfileError
+from cellmap_core.errors import PathError, ProfileError
 from cellmap_core.models import Frozen
+from cellmap_core.paths import Location, Place, expand, expand_path
 
 #: Names the profile of the site, a YAML file, for flows and workers.
 SITE_VARIABLE = "AUTO3DSEG_SITE"
@@ -28,16 +29,6 @@ LOGS_VARIABLE = "AUTO3DSEG_LOGS"
 Stage = Literal["flow", "convert", "analyze", "train", "ensemble"]
 #: What runs in jobs of its own; ``flow`` is the run itself, which starts the others.
 STAGES: tuple[Stage, ...] = get_args(Stage)
-
-
-def _expanded(value: Any) -> Any:
-    """A path with ``~`` and variables of the user's environment in it."""
-    if not isinstance(value, str):
-        return value
-    path = os.path.expanduser(os.path.expandvars(value))  # noqa: PTH111 - a Path would drop "~x"
-    if missing := re.search(r"\$\{?\w+\}?", path):
-        raise ValueError(f"the variable {missing.group()} is not set here")
-    return path
 
 
 def _texts(value: Any) -> Any:
@@ -50,7 +41,6 @@ def _texts(value: Any) -> Any:
     }
 
 
-Place = Annotated[Path, BeforeValidator(_expanded)]
 _VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 Variables = Annotated[dict[_VariableName, str], BeforeValidator(_texts)]
 
@@ -75,7 +65,7 @@ class Site(Frozen):
         description="shell lines every job runs first: modules, conda, a container's aliases",
     )
     environment: Variables = Field({}, description="variables every job gets")
-    python: str | None = Field(
+    python: Location | None = Field(
         None,
         description="Python of the project in a job, after setup (default: the one that submits)",
     )
@@ -174,9 +164,23 @@ def site_of(environment: Mapping[str, str] = os.environ) -> Site | None:
     path = environment.get(SITE_VARIABLE)
     if not path:
         return None
-    site = read_site(Path(path))
+    site = read_site(named_site(path))
     logs = environment.get(LOGS_VARIABLE)
-    return site.model_copy(update={"log_dir": Path(logs)}) if logs else site
+    return site.model_copy(update={"log_dir": expand_path(logs)}) if logs else site
+
+
+def named_site(path: str | Path) -> Path:
+    """Return the file that ``AUTO3DSEG_SITE`` or an option names.
+
+    Raises
+    ------
+    ProfileError
+        A variable in the path is not set, or a home folder is not known.
+    """
+    try:
+        return Path(expand(str(path)))
+    except PathError as error:
+        raise ProfileError(error.found, error.expected, error.do) from error
 
 
 class _Loader(yaml.SafeLoader):

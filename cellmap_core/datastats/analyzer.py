@@ -17,6 +17,7 @@ from cellmap_core.datastats.reduce import summarize_plain
 from cellmap_core.datastats.reports import write_report
 from cellmap_core.errors import CellmapError, DatalistError, OptionError, StatisticsError
 from cellmap_core.models import Failure, Mapper, serial
+from cellmap_core.paths import expand_path
 
 logger = logging.getLogger(__name__)
 
@@ -77,8 +78,9 @@ class DataAnalyzer:
             raise OptionError("average=False", "True: summaries are over all channels together")
         if fmt not in ("yaml", "json"):
             raise OptionError(f"fmt={fmt!r}", "yaml or json")
-        self._datalist, self._root = datalist, Path(dataroot)
-        self._output = str(output_path)
+        self._datalist = datalist if isinstance(datalist, dict) else expand_path(datalist)
+        self._root = expand_path(dataroot)
+        self._output = str(output_path) and str(expand_path(output_path))
         self._do_ccp, self._fmt = do_ccp, fmt
         self._image_key = image_key
         self._label_key = None if label_key in (None, "None") else label_key
@@ -124,7 +126,7 @@ class DataAnalyzer:
         document = self._datalist
         if not isinstance(document, dict):
             try:
-                document = json.loads(Path(document).read_text(encoding="utf-8"))
+                document = json.loads(document.read_text(encoding="utf-8"))
             except (OSError, ValueError) as error:
                 raise DatalistError(
                     f"{self._datalist} cannot be read ({error})", "a JSON datalist"
@@ -138,8 +140,8 @@ class DataAnalyzer:
         keys = [k for k in (self._image_key, self._label_key) if k]
         if not isinstance(row, dict) or not all(isinstance(row.get(k), str) for k in keys):
             raise DatalistError(f"{where} is {row!r:.80}", f"one file each as {', '.join(keys)}")
-        label = self._root / row[self._label_key] if self._label_key else None
-        return self._root / row[self._image_key], label
+        label = self._root / expand_path(row[self._label_key]) if self._label_key else None
+        return self._root / expand_path(row[self._image_key]), label
 
     def _statistics(self, case: tuple[Path, Path | None]) -> dict[str, Any] | Failure:
         try:

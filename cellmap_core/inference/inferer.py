@@ -13,6 +13,7 @@ from monai.data.meta_tensor import MetaTensor
 
 from cellmap_core.inference.blocks import plan_blocks, predict_block
 from cellmap_core.nifti import read_volume
+from cellmap_core.paths import expand_path
 from cellmap_core.training.algorithms import build_network, with_architecture
 from cellmap_core.training.checkpoint import load_model
 from cellmap_core.training.config_files import read_config
@@ -32,7 +33,7 @@ class InferClass:
 
     def __init__(self, config_file: str | Path | Sequence[str | Path], **override: Any) -> None:
         files = [config_file] if isinstance(config_file, str | Path) else list(config_file)
-        paths = [Path(f) for f in files]
+        paths = [expand_path(f) for f in files]
         trained = read_config(paths)
         self.config = read_config(paths, override)
         path = best_checkpoint(paths[0].resolve().parents[1])
@@ -58,7 +59,7 @@ class InferClass:
             Probabilities (C, x, y, z), in the axes of the file, with its affine.
         """
         given = image_path["image"] if isinstance(image_path, Mapping) else image_path
-        path = Path(given)
+        path = expand_path(given)
         image = read_volume(path)
         out = np.empty((len(self.config.classes), *image.shape), dtype=np.float32)
         for block in plan_blocks(image.shape, [self.config]):

@@ -11,6 +11,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from cellmap_core.errors import BundleError, OptionError
+from cellmap_core.paths import expand
 from cellmap_core.provenance import write_text
 from cellmap_core.training.algorithms import ALGORITHMS, algorithm
 from cellmap_core.training.config import TrainConfig
@@ -138,7 +139,7 @@ def read_config(paths: Sequence[Path], overrides: Mapping[str, Any] | None = Non
 def _place(values: dict[str, Any], bundle: Path) -> None:
     """Paths as they are now: relative ones begin at the bundle, and the model is in it."""
     if isinstance(values.get("datalist"), str):
-        values["datalist"] = Path(os.path.normpath(bundle / values["datalist"]))
+        values["datalist"] = Path(os.path.normpath(bundle / expand(values["datalist"])))
     values["ckpt_path"] = bundle / MODEL_FOLDER
 
 

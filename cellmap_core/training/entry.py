@@ -17,6 +17,7 @@ from typing import NoReturn
 from cellmap_core.cluster.here import ending
 from cellmap_core.errors import CellmapError, OptionError, TrainingInterrupted
 from cellmap_core.machine import keep_memory
+from cellmap_core.paths import expand_path
 from cellmap_core.training.config_files import read_config
 from cellmap_core.training.launch import (
     ERROR_MARK,
@@ -99,7 +100,7 @@ def parse(arguments: Sequence[str]) -> tuple[list[Path], dict[str, str]]:
             raise OptionError(f"argument {argument}", "run --config_file=a.yaml,b.yaml --key=value")
         # MONAI quotes for a shell, but splits the command without one.
         values[name[2:]] = value.strip("'\"")
-    files = [Path(f.strip()) for f in values.pop("config_file", "").split(",") if f.strip()]
+    files = [expand_path(f.strip()) for f in values.pop("config_file", "").split(",") if f.strip()]
     if not files:
         raise OptionError("no --config_file", "run --config_file=configs/hyper_parameters.yaml")
     return files, values

@@ -14,9 +14,10 @@ import sys
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 
-from cellmap_core.cluster.profiles import SITE_VARIABLE, STAGES, read_site
+from cellmap_core.cluster.profiles import SITE_VARIABLE, STAGES, named_site, read_site
 from cellmap_core.cluster.slurm import Slurm
 from cellmap_core.errors import CellmapError
+from cellmap_core.paths import expand_path
 from deployments.doctor import api as apis
 from deployments.doctor import cluster, places
 from deployments.doctor.finding import Finding, Level
@@ -127,13 +128,13 @@ def _parser() -> argparse.ArgumentParser:
     named = os.environ.get(SITE_VARIABLE)
     parser.add_argument(
         "--site",
-        type=Path,
-        default=Path(named) if named else None,
+        type=expand_path,
+        default=named_site(named) if named else None,
         help=f"profile of the cluster (default: what {SITE_VARIABLE} names)",
     )
     parser.add_argument(
         "--work_dir",
-        type=Path,
+        type=expand_path,
         default=Path(),
         help="folder that runs write to (default: this one)",
     )

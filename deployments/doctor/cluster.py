@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from cellmap_core.cluster.check import nodes_of, problems_of
-from cellmap_core.cluster.profiles import SITE_VARIABLE, Site, Stage, read_site
+from cellmap_core.cluster.profiles import SITE_VARIABLE, Site, Stage, named_site, read_site
 from cellmap_core.cluster.slurm import Slurm
 from cellmap_core.errors import ProfileError
 from deployments.doctor.finding import Finding, failed, hop, ok, warning
@@ -43,7 +43,7 @@ def check_profile(path: Path) -> Finding:
     """It can be read, and its names and values are valid."""
     site = read_site(path)
     set_to = os.environ.get(SITE_VARIABLE)
-    if set_to is None or Path(set_to).resolve() != path.resolve():
+    if set_to is None or named_site(set_to).resolve() != path.resolve():
         return warning(
             f"{path} ({site.name}) is readable, but {SITE_VARIABLE} does not name it here",
             f"export {SITE_VARIABLE}={path.resolve()} where the worker is started",
