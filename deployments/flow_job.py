@@ -11,27 +11,54 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 from types import FrameType
 from uuid import UUID
 
+import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
+from prefect.settings import get_current_settings
 from prefect.states import AwaitingRetry
 
+from cellmap_core.api_server import Api
 from cellmap_core.cluster.jobs import run_of
 from cellmap_core.cluster.slurm import Slurm
 from cellmap_core.cluster.states import Phase
 from cellmap_core.errors import CellmapError
 from cellmap_core.machine import end_with_parent
+from cellmap_core.proxies import reach_directly
 
 _SIGTERM_EXIT = 128 + signal.SIGTERM
 
 
 def main() -> int:
     """Run the flow run of the environment; give its exit code back."""
+    settings = get_current_settings()
+    reach_directly(settings.api.url)
+    try:
+        return _run()
+    except httpx.HTTPError as error:
+        print(f"error: {_trouble(Api.of(settings), error)}", file=sys.stderr, flush=True)
+        return 1
+
+
+def _trouble(api: Api | None, error: httpx.HTTPError) -> str:
+    """What is wrong between this job and the server, in one line."""
+    if api is None:
+        return "PREFECT_API_URL is not set in this job; the worker hands its own to jobs"
+    try:
+        api.ask("admin/version")
+    except CellmapError as why:
+        return f"on {socket.gethostname()}: {why}"
+    return " ".join(str(error).split())
+
+
+def _run() -> int:
+    """Run the flow run of the environment, unless another job has it."""
     run_id = UUID(os.environ["PREFECT__FLOW_RUN_ID"])
     job_id = os.environ.get("SLURM_JOB_ID", "")
     with get_client(sync_client=True) as client:

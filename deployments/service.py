@@ -19,6 +19,7 @@ from pathlib import Path
 from cellmap_core.errors import ServiceError
 from cellmap_core.models import Frozen
 from cellmap_core.provenance import write_text
+from cellmap_core.proxies import LOOPBACK, direct_to, open_url
 
 ROOT = Path(__file__).resolve().parent.parent
 POOL = "auto3dseg"
@@ -113,7 +114,7 @@ def environment(home: Path, service: Service) -> dict[str, str]:
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
     }
-    return kept | own
+    return direct_to(service.api_url, kept | own)
 
 
 def prefect(
@@ -172,7 +173,7 @@ def _wait_for(
 
 def _healthy(service: Service) -> bool:
     try:
-        with urllib.request.urlopen(f"{service.api_url}/health", timeout=5) as answer:
+        with open_url(urllib.request.Request(f"{service.api_url}/health"), 5) as answer:
             return bool(answer.status == 200)
     except (urllib.error.URLError, OSError):
         return False
@@ -186,7 +187,7 @@ def _online(service: Service) -> bool:
         headers={"Content-Type": "application/json"},
     )
     try:
-        with urllib.request.urlopen(request, timeout=5) as answer:
+        with open_url(request, 5) as answer:
             return any(worker["status"] == "ONLINE" for worker in json.load(answer))
     except (urllib.error.URLError, OSError):
         return False
@@ -269,6 +270,12 @@ def _write_environment(home: Path, service: Service) -> None:
     own = environment(home, service)
     names = sorted(name for name in own if name.startswith("PREFECT_"))
     lines = [f"export {name}={shlex.quote(own[name])}" for name in names]
+    # The shell that reads this may have a proxy that this process has not.
+    lines.append(
+        'case ",${no_proxy:=${NO_PROXY:-}}," in *,127.0.0.1,*|",*,") ;; '
+        f'*) no_proxy="${{no_proxy:+$no_proxy,}}{",".join(LOOPBACK)}" ;; esac'
+    )
+    lines.append('export no_proxy NO_PROXY="$no_proxy"')
     scripts = shlex.quote(str(Path(sys.executable).parent))
     lines.append(f'export PATH={scripts}:"$PATH"')
     write_text(environment_file(home), "\n".join(lines) + "\n")

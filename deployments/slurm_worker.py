@@ -70,6 +70,7 @@ from cellmap_core.cluster.slurm import JobRecord, Slurm, tail
 from cellmap_core.cluster.states import End, Phase
 from cellmap_core.errors import CellmapError, ProfileError, SchedulerUnavailable
 from cellmap_core.paths import expand_path
+from cellmap_core.proxies import reach_directly
 
 R = TypeVar("R")
 
@@ -258,6 +259,7 @@ class SlurmWorker(BaseWorker[SlurmJobConfiguration, SlurmVariables, SlurmWorkerR
 
     def __init__(self, *args: Any, name: str | None = None, **kwargs: Any) -> None:
         self._name_lock, own = (None, name) if name else _lasting_name()
+        reach_directly(get_current_settings().api.url)
         super().__init__(*args, name=own, **kwargs)
         self._slurm = Slurm()
         self._seconds = float(os.environ.get(_POLL_VARIABLE, _POLL_SECONDS))

@@ -22,15 +22,16 @@ os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 from prefect import Flow, State
 from prefect import flow as prefect_flow
 from prefect.context import FlowRunContext
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 from prefect.states import Completed, Failed
 from pydantic import Field
 
 from cellmap_core import command_line
+from cellmap_core.api_server import Api
 from cellmap_core.errors import CellmapError, IncompleteError, PlanError
 from cellmap_core.models import Frozen, StageResult
 from cellmap_core.paths import Place, expand_path
-from flows.server import temporary_server
+from flows.server import configured_server, temporary_server
 from flows.terminal import bars
 from tasks.fanout import task_runner
 
@@ -88,11 +89,12 @@ def shell(
         options = command_line.parse(
             model, sys.argv[1:] if arguments is None else arguments, program
         )
+        server = configured_server()
         check(options)
     except CellmapError as error:
         return command_line.fail(error, error.exit_code)
     try:
-        with _api(), bars():
+        with _api(server), bars():
             state = flow(**dict(options), return_state=True)
     except CellmapError as error:
         return command_line.fail(error, error.exit_code)
@@ -164,22 +166,24 @@ def _signature(model: type[Frozen]) -> inspect.Signature:
 
 
 @contextmanager
-def _api() -> Iterator[None]:
+def _api(server: Api | None) -> Iterator[None]:
     """Use the Prefect server that is configured, else a temporary one for this run."""
-    if PREFECT_API_URL.value():
+    if server is not None:
         yield
         return
     from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogWorker
 
-    with temporary_server() as address:
+    with temporary_server() as (address, auth):
+        own = {PREFECT_API_URL: address, PREFECT_API_AUTH_STRING: auth}
         # The cluster's workers are processes of their own: by the environment they know it too.
-        os.environ["PREFECT_API_URL"] = address
+        os.environ.update({setting.name: value for setting, value in own.items()})
         try:
-            with temporary_settings({PREFECT_API_URL: address}):
+            with temporary_settings(own):
                 yield
         finally:
-            del os.environ["PREFECT_API_URL"]
+            for setting in own:
+                del os.environ[setting.name]
             # What is still queued for the server would wait for it long after it stopped.
             APILogWorker.drain_all(timeout=_DRAIN_SECONDS)
             EventsWorker.drain_all(timeout=_DRAIN_SECONDS)

@@ -27,6 +27,7 @@ from cellmap_core.cluster.profiles import SITE_VARIABLE, Site, Stage, site_of
 from cellmap_core.cluster.uses import JobUse, append_use
 from cellmap_core.errors import StageJobsError, is_lost
 from cellmap_core.machine import cores, gpus, peak_memory_bytes
+from cellmap_core.proxies import reach_directly
 
 # A stage whose jobs are refused is found out between two of these.
 _WAIT_SECONDS = 5.0
@@ -40,6 +41,8 @@ class Reporter(WorkerPlugin):
     def setup(self, worker: Worker) -> None:  # noqa: D102 - Dask's interface
         from tasks.stage_jobs import PEAK_METRIC
 
+        # The node may have a proxy that the run's own job has not.
+        reach_directly(PREFECT_API_URL.value())
         worker.metrics[PEAK_METRIC] = lambda _: peak_memory_bytes()
 
     def teardown(self, worker: Worker) -> Any:  # noqa: D102 - Dask's interface

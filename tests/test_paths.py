@@ -1,7 +1,6 @@
 """``~`` and variables in paths, from every place that paths come from."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -55,7 +54,12 @@ def test_what_a_path_becomes(given, expanded, home):
 
 @pytest.mark.parametrize(
     ("given", "named"),
-    [("$NONE/a", "$NONE"), ("${NONE}", "$NONE"), ("a/${x y}/", "$x y"), ("~nobody-here/a", "~nobo")],
+    [
+        ("$NONE/a", "$NONE"),
+        ("${NONE}", "$NONE"),
+        ("a/${x y}/", "$x y"),
+        ("~nobody-here/a", "~nobo"),
+    ],
 )
 def test_what_is_not_known_is_refused_by_name(given, named, home):
     with pytest.raises(PathError) as caught:
@@ -126,7 +130,7 @@ def test_a_run_writes_where_it_was_told_to(home, phantom):
     assert result.datalist == home / "data" / "out" / "datalist.json"
     assert read_datalist(result.datalist).training
     assert root.is_dir()
-    assert os.listdir() == []
+    assert list(Path().iterdir()) == []
 
 
 def test_rows_of_csv_files(home, monkeypatch):
@@ -181,7 +185,9 @@ def test_paths_of_a_datalist(home, converted):
 
 def test_the_site_profile_and_the_variable_that_names_it(home):
     profile = home / "site.yaml"
-    profile.write_text("name: mine\nlog_dir: $DATA/logs\nscratch: ~/tmp\npython: ~/env/bin/python\n")
+    profile.write_text(
+        "name: mine\nlog_dir: $DATA/logs\nscratch: ~/tmp\npython: ~/env/bin/python\n"
+    )
     site = site_of({SITE_VARIABLE: "~/site.yaml"})
     assert site == read_site(profile)
     assert (site.log_dir, site.scratch) == (home / "data" / "logs", home / "tmp")
@@ -197,6 +203,6 @@ def test_the_files_of_a_training(home):
         parse_training(["run", "--config_file=$NONE"])
 
 
-def test_the_message_of_an_option_keeps_the_names_case(home):
+def test_a_flag_of_other_programs_is_refused_in_the_same_way(home):
     with pytest.raises(OptionError, match=r"\$NONE"):
         expand_path("$NONE/x")

@@ -101,6 +101,7 @@ def _server(others: set[str], pool: str | None) -> Iterator[Finding]:
     yield (finding := apis.check_api(api))
     if api is None:
         return
+    yield apis.check_proxy(api)
     yield apis.check_address(api, others)
     if finding.level is Level.FAILED:
         return

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import ipaddress
-import json
 import socket
-import ssl
-import urllib.error
-import urllib.request
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,132 +11,31 @@ from urllib.parse import urlsplit
 
 import yaml
 
+from cellmap_core.api_server import Api, ApiRefused
 from cellmap_core.cluster.profiles import SITE_VARIABLE
-from cellmap_core.errors import ServiceError
+from cellmap_core.proxies import LOOPBACK, own_host, proxy_between
 from deployments.doctor.finding import Finding, failed, hop, ok, warning
 from deployments.doctor.places import is_network, kind_of
 from deployments.service import POOL, ROOT
-
-_ANSWER_SECONDS = 15
-
-
-class Api:
-    """Prefect's API, as this process's settings name it.
-
-    Parameters
-    ----------
-    url : str
-        Of the API, ending with ``/api``.
-    auth : str
-        ``user:password`` where the server wants one.
-    key : str
-        Of Prefect Cloud.
-    authorities : str
-        File of the certificates to trust (default: the system's).
-    """
-
-    def __init__(self, url: str, auth: str = "", key: str = "", authorities: str = "") -> None:
-        self.url = url.rstrip("/")
-        self._auth = auth
-        self._key = key
-        self._context = ssl.create_default_context(cafile=authorities or None)
-
-    @property
-    def host(self) -> str:
-        """Name or address of the server."""
-        return urlsplit(self.url).hostname or ""
-
-    @property
-    def authenticates(self) -> bool:
-        """Whether it is told who we are."""
-        return bool(self._auth or self._key)
-
-    def variables(self) -> dict[str, str]:
-        """The environment that makes a job talk to the same server."""
-        named = {
-            "PREFECT_API_URL": self.url,
-            "PREFECT_API_AUTH_STRING": self._auth,
-            "PREFECT_API_KEY": self._key,
-        }
-        return {name: value for name, value in named.items() if value}
-
-    def ask(self, path: str, question: object = None) -> Any:
-        """The answer to a GET, or to a POST where there is a question.
-
-        Raises
-        ------
-        ServiceError
-            There was none, or it was no.
-        """
-        data = None if question is None else json.dumps(question).encode()
-        headers = {"Content-Type": "application/json", **self._identity()}
-        try:
-            request = urllib.request.Request(f"{self.url}/{path}", data, headers)
-            with urllib.request.urlopen(
-                request, timeout=_ANSWER_SECONDS, context=self._context
-            ) as answer:
-                return json.load(answer)
-        except urllib.error.HTTPError as error:
-            raise _refusal(self.url, error) from error
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "reason", error)
-            raise ServiceError(
-                f"{self.url} does not answer ({reason})",
-                "a Prefect server",
-                "start it, or mend PREFECT_API_URL; a proxy in the way needs no_proxy",
-            ) from error
-
-    def _identity(self) -> dict[str, str]:
-        if self._key:
-            return {"Authorization": f"Bearer {self._key}"}
-        if self._auth:
-            return {"Authorization": f"Basic {base64.b64encode(self._auth.encode()).decode()}"}
-        return {}
-
-
-class _Refused(ServiceError):
-    """The server answered, with no."""
-
-    def __init__(self, code: int, found: str, do: str) -> None:
-        super().__init__(found, "", do)
-        self.code = code
-
-
-def _refusal(url: str, error: urllib.error.HTTPError) -> _Refused:
-    if error.code == 401:
-        return _Refused(
-            401,
-            f"{url} wants to know who asks (401)",
-            "set PREFECT_API_AUTH_STRING to the server's PREFECT_SERVER_API_AUTH_STRING",
-        )
-    return _Refused(
-        error.code, f"{url} answers {error.code} {error.reason}", "is it Prefect's API (…/api)?"
-    )
 
 
 def configured() -> Api | None:
     """The API of Prefect's settings: the environment, else the active profile."""
     from prefect.settings import get_current_settings
 
-    api = get_current_settings().api
-    if not api.url:
-        return None
-    return Api(
-        api.url,
-        api.auth_string.get_secret_value() if api.auth_string else "",
-        api.key.get_secret_value() if api.key else "",
-        str(api.ssl_cert_file or ""),
-    )
+    return Api.of(get_current_settings())
 
 
 @hop("Prefect API")
 def check_api(api: Api | None) -> Finding:
     """It is configured and answers, in a version that fits."""
     from prefect import __version__ as ours
+    from prefect.settings import get_current_settings
 
     if api is None:
+        alone = ", but PREFECT_API_AUTH_STRING is" if get_current_settings().api.auth_string else ""
         return failed(
-            "PREFECT_API_URL is not set",
+            f"PREFECT_API_URL is not set{alone}",
             "start a server and set it, or use deployments/sbatch, which needs none",
         )
     theirs = str(api.ask("admin/version"))
@@ -149,6 +43,19 @@ def check_api(api: Api | None) -> Finding:
     if theirs.split(".")[:2] != ours.split(".")[:2]:
         return warning(f"{said}, here is {ours}", "install the same version on both sides")
     return ok(said)
+
+
+@hop("proxy")
+def check_proxy(api: Api) -> Finding:
+    """Prefect's own commands reach the server without a proxy, as the project's do."""
+    if not (name := proxy_between(api.url)):
+        return ok("none between here and the server")
+    excepted = ",".join(dict.fromkeys([*LOOPBACK, own_host(api.url)]))
+    return warning(
+        f"{name} is set, and no_proxy does not list {own_host(api.url)}: prefect deployment run "
+        "asks the proxy for the server",
+        f'export no_proxy="$no_proxy,{excepted}"',
+    )
 
 
 @hop("Prefect API's address")
@@ -226,7 +133,7 @@ def check_pool(api: Api, kind: str | None) -> Finding:
     create = f"prefect work-pool create {POOL} --type {wanted}"
     try:
         found = api.ask(f"work_pools/{POOL}")
-    except _Refused as error:
+    except ApiRefused as error:
         if error.code != 404:
             raise
         return failed(f"no work pool {POOL}", create)
