@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
+import logging
 import os
 import re
 import resource
 import signal
 import subprocess
+import sys
 from pathlib import Path
+
+logger = logging.getLogger(__name__)
 
 # glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEPT_BYTES = 32 << 20
 # Linux's prctl.h.
 _PR_SET_PDEATHSIG = 1
+
+# Printed by a process of its own: a CUDA context would keep part of the memory for good.
+_TORCH_SIZES = """
+from torch import cuda
+print(*(cuda.get_device_properties(n).total_memory for n in range(cuda.device_count())))
+"""
+_TORCH_SECONDS = 120
 
 _PROC, _CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
@@ -119,21 +131,56 @@ def gpus(driver: Path = Path("/proc/driver/nvidia/gpus")) -> tuple[str, ...]:
         return ()
 
 
-def gpu_memory_bytes() -> int:
-    """Memory of the smallest NVIDIA device this process may use; 0 where there is none."""
+def gpu_memory_bytes() -> int | None:
+    """Return the memory of the smallest NVIDIA device this process may use.
+
+    ``nvidia-smi`` is asked first. It tells nothing of a MIG instance, nor of memory that a GPU
+    shares with its host; then torch is asked, in a process of its own, which takes seconds.
+
+    Returns
+    -------
+    int or None
+        0 where there is no device, or torch, which was asked, sees none; None where neither
+        could be asked.
+    """
     devices = gpus()
     if not devices:
         return 0
-    ask = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    sizes = _sizes_by_driver(devices)
+    if sizes is None:
+        sizes = _sizes_by_torch(devices)
+    return None if sizes is None else min(sizes, default=0)
+
+
+def _sizes_by_driver(devices: tuple[str, ...]) -> tuple[int, ...] | None:
+    """Bytes of each device, as nvidia-smi tells; None where it does not tell them all."""
+    ask = ["nvidia-smi", "--query-gpu=memory.total,mig.mode.current"]
+    try:
+        rows = subprocess.run(
+            [*ask, "--format=csv,noheader,nounits", f"--id={','.join(devices)}"],
+            capture_output=True, text=True, check=True, timeout=30,
+        ).stdout.splitlines()  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    cells = [[cell.strip() for cell in row.split(",")] for row in rows if row.strip()]
+    # Of a GPU in MIG mode it tells the whole, of which a process has one instance.
+    if len(cells) != len(devices) or any(not c[0].isdigit() or "Enabled" in c for c in cells):
+        return None
+    return tuple(int(cell[0]) << 20 for cell in cells)
+
+
+@functools.lru_cache(maxsize=8)
+def _sizes_by_torch(devices: tuple[str, ...]) -> tuple[int, ...] | None:
+    """Bytes of each of the devices that torch sees; None where it cannot be asked."""
     try:
         said = subprocess.run(
-            [*ask, f"--id={','.join(devices)}"],
-            capture_output=True, text=True, check=True, timeout=30,
-        ).stdout  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return 0
-    sizes = [int(line) for line in said.split() if line.isdigit()]
-    return min(sizes, default=0) << 20
+            [sys.executable, "-P", "-c", _TORCH_SIZES],
+            capture_output=True, text=True, check=True, timeout=_TORCH_SECONDS,
+        ).stdout.split()  # fmt: skip
+    except (OSError, subprocess.SubprocessError) as error:
+        logger.warning("torch cannot be asked about the GPUs %s: %s", ",".join(devices), error)
+        return None
+    return tuple(int(size) for size in said)
 
 
 def peak_memory_bytes() -> int:

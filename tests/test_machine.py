@@ -2,7 +2,9 @@
 
 import pytest
 
+from cellmap_core import machine as machine_module
 from cellmap_core.machine import cores, gpu_memory_bytes, memory_bytes
+from cellmap_core.training.facts import Memory, memory_there
 
 
 @pytest.fixture
@@ -63,13 +65,95 @@ def test_limits_of_cgroup_version_1_count_too(machine):
     assert (cores(*machine), memory_bytes(*machine)) == (3, 6 << 30)
 
 
-def test_memory_of_gpus_is_what_the_driver_says(tmp_path, monkeypatch):
-    """The smallest of those this process may use; a made-up nvidia-smi stands for the driver."""
-    tool = tmp_path / "nvidia-smi"
-    tool.write_text('#!/bin/sh\ncase "$*" in *--id=1,3) echo 81559; echo 46068;; esac\n')
-    tool.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,3")
+@pytest.fixture
+def driver(tmp_path, monkeypatch):
+    """A made-up nvidia-smi, which prints a row for each device: its memory and its MIG mode."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
+
+    def write(visible, *rows, code=0):
+        (tools / "nvidia-smi").write_text(
+            f'#!/bin/sh\ncase "$*" in *--query-gpu=memory.total,mig.mode.current*--id={visible})\n'
+            + "".join(f"echo '{row}';\n" for row in rows)
+            + f"exit {code};; esac\nexit 9\n"
+        )
+        (tools / "nvidia-smi").chmod(0o755)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+
+    return write
+
+
+@pytest.fixture
+def torch_sees(tmp_path, monkeypatch):
+    """Have the process that asks torch find a made-up one, with GPUs of these sizes."""
+
+    def write(body):
+        package = tmp_path / "stub" / "torch"
+        package.mkdir(parents=True)
+        (package / "__init__.py").write_text("from . import cuda\n")
+        (package / "cuda.py").write_text(body)
+        monkeypatch.setenv("PYTHONPATH", str(package.parent))
+
+    yield write
+    machine_module._sizes_by_torch.cache_clear()
+
+
+SEEN = """
+from types import SimpleNamespace
+sizes = [40 << 30, {second} << 30]
+device_count = lambda: len(sizes)
+get_device_properties = lambda n: SimpleNamespace(total_memory=sizes[n])
+"""
+
+
+def test_memory_of_gpus_is_what_the_driver_says(driver, monkeypatch):
+    """The smallest of those this process may use."""
+    driver("1,3", "81559, Disabled", "46068, [N/A]")
     assert gpu_memory_bytes() == 46068 << 20
+    assert memory_there() == Memory(kind="gpu", size_bytes=45 << 30)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert gpu_memory_bytes() == 0
+
+
+@pytest.mark.parametrize(
+    ("visible", "rows", "code"),
+    [
+        ("0,1", ["[N/A], [N/A]", "[N/A], [N/A]"], 0),
+        ("0,1", ["81559, Disabled", "[N/A], [N/A]"], 0),
+        ("0,1", ["81559, Enabled", "81559, Enabled"], 0),
+        ("0,1", ["[Insufficient Permissions], Enabled", "81559, Disabled"], 0),
+        ("MIG-aaaa,MIG-bbbb", ["No devices were found"], 6),
+        ("GPU-aaaa,MIG-bbbb", ["81559, Disabled"], 0),
+    ],
+)
+def test_what_the_driver_does_not_tell_torch_is_asked(
+    visible, rows, code, driver, torch_sees, caplog
+):
+    driver(visible, *rows, code=code)
+    torch_sees(SEEN.format(second=20))
+    assert gpu_memory_bytes() == 20 << 30
+    assert memory_there() == Memory(kind="gpu", size_bytes=20 << 30)
+    assert caplog.text == ""
+
+
+def test_gpus_that_torch_does_not_see_are_not_trained_on(driver, caplog):
+    """With the real torch, which finds none behind the made-up driver."""
+    pytest.importorskip("torch")
+    driver("MIG-no-such-instance", "[N/A], [N/A]")
+    assert gpu_memory_bytes() == 0
+    assert memory_there().kind == "host"
+    assert "torch does not see GPU MIG-no-such-instance" in caplog.text
+    assert "--gpu_memory_gb" in caplog.text
+
+
+def test_a_memory_that_nobody_tells_is_a_guess_that_is_said(driver, torch_sees, caplog):
+    driver("0", "[N/A], [N/A]")
+    torch_sees("raise ImportError('no driver')")
+    assert gpu_memory_bytes() is None
+    assert memory_there().kind == "gpu"
+    assert "24 GiB are assumed" in caplog.text
+    assert "--gpu_memory_gb" in caplog.text
+    caplog.clear()
+    assert memory_there(48).size_bytes == 48 << 30
+    assert caplog.text == ""

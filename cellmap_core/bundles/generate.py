@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -84,12 +85,15 @@ def generate(
     # Cases to predict do not make a model: a new one must not cost days of training.
     document = cases.model_copy(update={"testing": (), "notes": ()}).to_json()
     inputs = [document, file_digest(datastats)]
-    here = memory_there(options.gpu_memory_gb)
+
+    @functools.cache
+    def here() -> Memory:
+        return memory_there(options.gpu_memory_gb)
 
     def memory_of(bundle: BundleRef) -> Memory:
         """What a bundle was made for: a look from a login node must not make it stale."""
         before = made_for(bundle) if options.gpu_memory_gb is None else None
-        return before or here
+        return before or here()
 
     templates = options.templates or OWN_TEMPLATES
     extra = {"num_epochs": options.num_epochs, "overrides": overrides}

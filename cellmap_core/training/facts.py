@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,10 +14,13 @@ from cellmap_core.datastats.balance import class_weights
 from cellmap_core.datastats.reports import read_summary
 from cellmap_core.errors import StatisticsError
 from cellmap_core.grid import Triple
-from cellmap_core.machine import gpu_memory_bytes, memory_bytes
+from cellmap_core.machine import gpu_memory_bytes, gpus, memory_bytes
 from cellmap_core.models import Frozen
 
+logger = logging.getLogger(__name__)
+
 _GIB = 1 << 30
+_SET = "--gpu_memory_gb, or stages.train.gpu_memory_gb in the site profile"
 # A container's limit or a driver's reserve moves by less than this from one look to the next.
 _COARSE = _GIB
 
@@ -84,8 +88,18 @@ def memory_there(gpu_memory_gb: float | None = None) -> Memory:
         return Memory(kind="gpu", size_bytes=_coarse(gpu_memory_gb * _GIB))
     if (site := site_of()) is not None:
         return _of_jobs(site.of("train"))
-    if found := gpu_memory_bytes():
+    found = gpu_memory_bytes()
+    if found is None:
+        return _assumed(f"neither nvidia-smi nor torch tells the memory of GPU {','.join(gpus())}")
+    if found:
         return Memory(kind="gpu", size_bytes=_coarse(found))
+    if devices := gpus():
+        logger.warning(
+            "torch does not see GPU %s: patch and batch sizes are those for training on the CPU; "
+            "where trainings have GPUs, set %s",
+            ",".join(devices),
+            _SET,
+        )
     return Memory(kind="host", size_bytes=_coarse(memory_bytes()))
 
 
@@ -94,8 +108,15 @@ def _of_jobs(train: Resources) -> Memory:
     if not train.gpus:
         return Memory(kind="host", size_bytes=_coarse(train.memory_gb * 1e9))
     if train.gpu_memory_gb is None:
-        return Facts.model_fields["memory"].default  # type: ignore[no-any-return]
+        return _assumed("the site profile does not tell the memory of the GPUs of its trainings")
     return Memory(kind="gpu", size_bytes=_coarse(train.gpu_memory_gb * _GIB))
+
+
+def _assumed(why: str) -> Memory:
+    """The usual GPU's memory, with a warning that it is a guess."""
+    usual: Memory = Facts.model_fields["memory"].default
+    logger.warning("%s: %d GiB are assumed; set %s", why, usual.size_bytes // _GIB, _SET)
+    return usual
 
 
 def _coarse(size: float) -> int:

@@ -153,4 +153,9 @@ def check_gpus(asked: int) -> Finding:
     )
     if shown.returncode:
         return failed(f"nvidia-smi ended with {shown.returncode}: {shown.stdout.strip()}")
-    return ok("; ".join(shown.stdout.strip().splitlines()))
+    found = "; ".join(shown.stdout.strip().splitlines())
+    if "N/A" in found or "Not Supported" in found:
+        return warning(
+            f"{found}: the memory is not told", "set gpu_memory_gb of the stage in the site profile"
+        )
+    return ok(found)

@@ -252,6 +252,7 @@ def test_a_project_that_cannot_be_imported():
         ("0,1", None, Level.FAILED, "names 2"),
         ("0", None, Level.WARNING, "no nvidia-smi"),
         ("0", "echo 'NVIDIA A100, 40960 MiB'", Level.OK, "A100, 40960 MiB"),
+        ("0", "echo 'NVIDIA GB10, [N/A]'", Level.WARNING, "set gpu_memory_gb"),
         ("0", "echo broken driver; exit 9", Level.FAILED, "ended with 9: broken driver"),
     ],
 )
