@@ -173,14 +173,16 @@ def _sizes_by_driver(devices: tuple[str, ...]) -> tuple[int, ...] | None:
 def _sizes_by_torch(devices: tuple[str, ...]) -> tuple[int, ...] | None:
     """Bytes of each of the devices that torch sees; None where it cannot be asked."""
     try:
-        said = subprocess.run(
+        sizes = subprocess.run(
             [sys.executable, "-P", "-c", _TORCH_SIZES],
             capture_output=True, text=True, check=True, timeout=_TORCH_SECONDS,
         ).stdout.split()  # fmt: skip
     except (OSError, subprocess.SubprocessError) as error:
-        logger.warning("torch cannot be asked about the GPUs %s: %s", ",".join(devices), error)
+        said = getattr(error, "stderr", None) or str(error)
+        why = said.strip().splitlines()[-1]
+        logger.warning("torch cannot be asked about GPU %s (%s)", ",".join(devices), why)
         return None
-    return tuple(int(size) for size in said)
+    return tuple(int(size) for size in sizes)
 
 
 def peak_memory_bytes() -> int:

@@ -152,6 +152,7 @@ def test_a_memory_that_nobody_tells_is_a_guess_that_is_said(driver, torch_sees, 
     torch_sees("raise ImportError('no driver')")
     assert gpu_memory_bytes() is None
     assert memory_there().kind == "gpu"
+    assert "torch cannot be asked about GPU 0 (ImportError: no driver)" in caplog.text
     assert "24 GiB are assumed" in caplog.text
     assert "--gpu_memory_gb" in caplog.text
     caplog.clear()
