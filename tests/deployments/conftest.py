@@ -116,7 +116,11 @@ def client(tmp_path_factory):
     """The service, up for all tests of this folder; its path has a space on purpose."""
     home = tmp_path_factory.mktemp("service") / "a home"
     # Another port than that of tests that begin their service in the same moment.
-    service = services.start(home, port=0)
+    with pytest.MonkeyPatch.context() as patch:
+        # A site's proxy, which knows nothing of this machine's loopback.
+        for name in ("http_proxy", "HTTPS_PROXY", "all_proxy"):
+            patch.setenv(name, "http://127.0.0.1:9")
+        service = services.start(home, port=0)
     try:
         yield Client(home, service)
     finally:

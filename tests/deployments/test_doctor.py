@@ -298,9 +298,16 @@ def test_exit_codes(server, tmp_path):
     assert (well.returncode, well.stderr) == (0, "")
     assert "FAILED" not in well.stdout
     server["/api/work_pools/auto3dseg/workers/filter"] = []
-    ill = doctor("--work_dir", tmp_path, **own)
+    ill = doctor("--work_dir", tmp_path, **own, http_proxy="http://127.0.0.1:9", no_proxy="x")
     assert ill.returncode == 1
     assert "FAILED   worker: none online" in ill.stdout
+    assert "warning  proxy: http_proxy is set, and no_proxy does not list 127.0.0.1" in ill.stdout
+    assert 'export no_proxy="$no_proxy,127.0.0.1,localhost,::1"' in ill.stdout
+    alone = doctor(
+        "--work_dir", tmp_path, PREFECT_API_AUTH_STRING="a:b", PREFECT_HOME=str(tmp_path)
+    )
+    assert (alone.returncode, alone.stderr) == (1, "")
+    assert "PREFECT_API_URL is not set, but PREFECT_API_AUTH_STRING is" in alone.stdout
     assert doctor("--nonsense").returncode == 2
 
 

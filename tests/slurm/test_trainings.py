@@ -19,7 +19,7 @@ name: tests
 log_dir: LOGS
 warn_seconds: 60
 network_interface: lo
-environment: {OMP_NUM_THREADS: "1"}
+environment: {OMP_NUM_THREADS: "1", http_proxy: "http://127.0.0.1:9", https_proxy: "http://127.0.0.1:9"}
 stages:
   flow: {cores: 1, memory_gb: 2, hours: 1}
   convert: {jobs: 1, cores: 2, memory_gb: 2, hours: 1}

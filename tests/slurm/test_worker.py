@@ -312,7 +312,8 @@ def test_a_worker_that_is_a_job_starts_again_before_its_wall_time(service, probe
     variables = {
         **services.environment(service.home, service.service),
         "AUTO3DSEG_HOME": str(ROOT),
-        "AUTO3DSEG_SETUP": f"PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH",
+        "AUTO3DSEG_SETUP": f"PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; "
+        "export http_proxy=http://127.0.0.1:9",
     }
     script = ROOT / "deployments" / "sbatch" / "worker.sbatch"
     command = ["sbatch", "--parsable", f"--output={tmp_path / 'worker.log'}", script]
