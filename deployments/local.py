@@ -96,8 +96,8 @@ def up(home: Path) -> int:
 
 
 def down(home: Path) -> int:
-    """End the service that ``up`` left running."""
-    if service.running(home) is None:
+    """End the service that ``up`` left running, also one that does not answer any more."""
+    if service.read(home) is None:
         _say("No service is running.")
         return 0
     service.stop(home)

@@ -1,12 +1,16 @@
 """The main job through a real server, work pool and worker, as a user starts it."""
 
 import json
+import shlex
 import shutil
+import subprocess
+import sys
 import urllib.request
 from pathlib import Path
 
 import pytest
 
+from cellmap_core.proxies import LOOPBACK
 from deployments import local, service
 
 TINY = {
@@ -200,6 +204,36 @@ def test_a_worker_that_ends_is_told_not_waited_for(tmp_path, monkeypatch, capsys
     assert "the Prefect worker ended with" in said
     assert "no-such-command" in said
     assert service.read(tmp_path / "home") is None
+
+
+def test_down_ends_a_service_that_does_not_answer(tmp_path, capsys):
+    command = [sys.executable, "-c", "import time; time.sleep(300)", "prefect"]
+    with subprocess.Popen(command, start_new_session=True) as process:
+        try:
+            served = service.Service(url="http://127.0.0.1:9", server_pid=process.pid)
+            service._record(tmp_path, served)
+            assert local.main(["down", "--home", str(tmp_path)]) == 0
+            assert not service._group_alive(process.pid)
+        finally:
+            process.kill()
+    assert "The service is down" in capsys.readouterr().out
+    assert service.read(tmp_path) is None
+
+
+def test_what_a_shell_reads_lets_it_past_the_proxy(tmp_path):
+    """Whatever the shell has set already, and read twice."""
+    service._write_environment(tmp_path, service.Service(url="http://127.0.0.1:1", server_pid=0))
+    file = shlex.quote(str(service.environment_file(tmp_path)))
+    ours = ",".join(LOOPBACK)
+    for before, excepted in (
+        ("unset no_proxy NO_PROXY", ours),
+        ("unset NO_PROXY; no_proxy=.lab", f".lab,{ours}"),
+        ("unset no_proxy; NO_PROXY=.lab", f".lab,{ours}"),
+        ("no_proxy='*'", "*"),
+    ):
+        code = f"{before}; . {file}; . {file}; sh -c 'echo \"$no_proxy $NO_PROXY\"'"
+        said = subprocess.run(["sh", "-euc", code], capture_output=True, text=True, check=True)
+        assert said.stdout.split() == [excepted, excepted]
 
 
 def test_down_without_a_service_says_so(tmp_path, capsys):
