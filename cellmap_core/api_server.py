@@ -136,10 +136,11 @@ class Api:
             ) from error
 
     def _identity(self) -> dict[str, str]:
-        if self._key:
-            return {"Authorization": f"Bearer {self._key}"}
+        # In the order of Prefect's own client.
         if self._auth:
             return {"Authorization": f"Basic {base64.b64encode(self._auth.encode()).decode()}"}
+        if self._key:
+            return {"Authorization": f"Bearer {self._key}"}
         return {}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import shlex
@@ -11,7 +12,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -175,7 +175,7 @@ def _healthy(service: Service) -> bool:
     try:
         with open_url(urllib.request.Request(f"{service.api_url}/health"), 5) as answer:
             return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError):
+    except (OSError, ValueError, http.client.HTTPException):
         return False
 
 
@@ -189,7 +189,7 @@ def _online(service: Service) -> bool:
     try:
         with open_url(request, 5) as answer:
             return any(worker["status"] == "ONLINE" for worker in json.load(answer))
-    except (urllib.error.URLError, OSError):
+    except (OSError, ValueError, http.client.HTTPException):
         return False
 
 

@@ -63,7 +63,11 @@ def auto3dseg(
                 return Failed(message=str(error), data=error)
 
         body.__signature__ = _signature(model)  # type: ignore[attr-defined]
-        return prefect_flow(body, name="auto3dseg", task_runner=task_runner())
+        # The model validates them in the body, where what is wrong ends the run with one line;
+        # what Prefect refuses ends it with a traceback.
+        return prefect_flow(
+            body, name="auto3dseg", task_runner=task_runner(), validate_parameters=False
+        )
 
     return decorate
 

@@ -7,6 +7,7 @@ running for good.
 
 from __future__ import annotations
 
+import http.client
 import os
 import secrets
 import socket
@@ -116,7 +117,7 @@ def _wait(process: subprocess.Popen[bytes], address: str, output: IO[bytes]) -> 
         try:
             with open_url(urllib.request.Request(f"{address}/health"), timeout=5):
                 return
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
             time.sleep(0.2)
     found = f"did not answer at {address} in {_START_SECONDS} s ({reason})"

@@ -49,7 +49,8 @@ def server():
             code, content = (answer, "no") if isinstance(answer, int) else (200, answer)
             self.send_response(code)
             self.end_headers()
-            self.wfile.write(json.dumps(content).encode())
+            raw = content if isinstance(content, bytes) else json.dumps(content).encode()
+            self.wfile.write(raw)
 
         def do_POST(self):
             self.rfile.read(int(self.headers["Content-Length"]))
@@ -92,11 +93,17 @@ def test_no_server_is_configured_or_none_answers(server):
     is_so(apis.check_api(Api("http://127.0.0.1:9/api")), Level.FAILED, "does not answer", "start")
     is_so(apis.check_api(Api("nonsense")), Level.FAILED, "nonsense")
     is_so(apis.check_api(Api(server["url"] + "/x")), Level.FAILED, "404", "…/api")
+    server["/api/admin/version"] = b"<html>"
+    is_so(apis.check_api(Api(server["url"])), Level.FAILED, "not as Prefect's API")
 
 
 def test_an_auth_string_is_asked_for_and_used(server):
     server["auth"] = "Basic bWU6c2VjcmV0"
     is_so(apis.check_api(Api(server["url"])), Level.FAILED, "401", "PREFECT_API_AUTH_STRING")
+    in_url = Api(server["url"].replace("http://", "http://me:secret@"))
+    assert in_url.url == server["url"]
+    for known in (in_url, Api(server["url"], "me:secret", "a key")):
+        is_so(apis.check_api(known), Level.OK)
     known = Api(server["url"], "me:secret")
     is_so(apis.check_api(known), Level.OK)
     assert "me:secret" not in apis.check_api(known).line()

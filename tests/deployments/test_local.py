@@ -163,12 +163,31 @@ def test_each_stage_is_a_deployment_that_takes_up_what_is_there(stage, first, cl
 
 
 def test_a_missing_datalist_fails_with_one_line(client, tmp_path):
-    outcome = client.run("analyze", datalist="/nowhere/datalist.json", work_dir=str(tmp_path / "w"))
+    """No shell has replaced the variable, which is the worker's."""
+    datalist = "$HOME/no such/datalist.json"
+    outcome = client.run("analyze", datalist=datalist, work_dir=str(tmp_path / "w"))
     run = client.last_run()
     assert outcome.returncode == 1
-    assert run.state.message.startswith("no datalist at /nowhere/datalist.json; expected")
+    expanded = datalist.replace("$HOME", str(Path.home()))
+    assert run.state.message.startswith(f"no datalist at {expanded}; expected")
     assert not [line for line in client.logs(run) if "Traceback" in line]
     assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"work_dir": "$NOT_SET_ANYWHERE/w"}, "$NOT_SET_ANYWHERE is not set here"),
+        ({"scale": "best"}, "scale='best'; expected give s0"),
+    ],
+)
+def test_a_parameter_that_only_the_run_can_judge_fails_with_one_line(given, said, client):
+    outcome = client.run("analyze", **given)
+    run = client.last_run()
+    assert outcome.returncode == 1
+    assert said in run.state.message
+    assert "\n" not in run.state.message
+    assert not [line for line in client.logs(run) if "Traceback" in line]
 
 
 @pytest.mark.parametrize(
