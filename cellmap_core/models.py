@@ -177,18 +177,45 @@ class TrainPause(StageResult):
 
 
 class CasePrediction(Frozen):
-    """One predicted case: where it is and, where there are labels, how good it is."""
+    """One predicted case: where it is and, where there are labels, how good it is.
+
+    Attributes
+    ----------
+    prediction : Path
+        ``<case>.zarr``, a mask for each class.
+    dice, trivial_dice : dict
+        Class name → Dice over the known voxels, and that of calling every one foreground; see
+        `TrainResult`. Empty where the case has no labels.
+    foreground_fraction : dict
+        Class name → part of the voxels that are predicted.
+    further_ids : int
+        Predicted combinations of classes that the datalist's label table lacks; the table
+        beside the labels has ids for them.
+    """
 
     case: str
     prediction: Path
     dice: dict[str, float | None] = {}
+    trivial_dice: dict[str, float | None] = {}
     foreground_fraction: dict[str, float] = {}
+    further_ids: int = 0
 
 
 class EnsembleResult(StageResult):
-    """Of the ensemble: a prediction for each case of the datalist's testing list."""
+    """Of the ensemble: a prediction for each case of the datalist's testing list.
+
+    Attributes
+    ----------
+    folder : Path
+        Of the predictions.
+    classes : tuple of str
+        All classes of the datalist, whether a model could learn them or not.
+    members : tuple of str
+        Names of the bundles that predicted.
+    """
 
     folder: Path
+    classes: tuple[str, ...] = ()
     members: tuple[str, ...]
     cases: tuple[CasePrediction, ...]
 

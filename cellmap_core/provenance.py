@@ -14,10 +14,12 @@ import json
 import logging
 import os
 import re
+import shutil
 import socket
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +30,35 @@ logger = logging.getLogger(__name__)
 
 _BLOCK_BYTES = 1 << 20
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-# The host, so that a process number means something in a folder that many hosts share.
-_WRITER = re.sub(r"\W", "", socket.gethostname())
 _ABANDONED_SECONDS = 24 * 3600
+# Names of what is being written, and of a folder that makes way for its successor. Earlier
+# versions gave the process alone.
+_TEMPORARY = re.compile(
+    r"\.(?:(?P<writer>.*)-)?(?P<process>\d+)\.(?P<kind>partial|before)\.(?P<name>.+)", re.DOTALL
+)
+
+
+def _writer() -> str:
+    """A name of this host and its process namespace.
+
+    With it a process number means something in a folder that many hosts write to, and
+    containers that share the name of their host.
+    """
+    host = re.sub(r"[^A-Za-z0-9]", "", socket.gethostname())
+    with suppress(OSError):
+        return f"{host}_{Path('/proc/self/ns/pid').stat().st_ino}"
+    return host
+
+
+_WRITER = _writer()
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside ``path`` that becomes ``path`` when the block succeeds.
 
-    The name keeps all suffixes of ``path``, because readers choose a format by them.
+    The name keeps all suffixes of ``path``, because readers choose a format by them. The first
+    write of a process to a folder also removes what killed writers left there; see `sweep`.
 
     Raises
     ------
@@ -45,20 +66,76 @@ def atomic_path(path: Path) -> Iterator[Path]:
         No space is left.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{_WRITER}-{os.getpid()}.partial.{path.name}")
+    _sweep_once(path.parent)
+    temporary = _temporary(path, "partial")
     try:
-        yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.replace(path)
+        with _named_if_full(path):
+            yield temporary
+            with temporary.open("rb") as written:
+                os.fsync(written.fileno())
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside ``path`` that is removed when the block ends.
+
+    What a killed process leaves of it is removed by `sweep`.
+
+    Raises
+    ------
+    DiskFullError
+        No space is left.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = _temporary(path, "partial")
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        with _named_if_full(path):
+            folder.mkdir()
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def replace_folder(new: Path, path: Path) -> None:
+    """Rename the folder ``new`` to ``path``, in the place of a folder that is there.
+
+    Killed between the two renames, it leaves the old folder under a temporary name, from which
+    `sweep` brings it back.
+    """
+    before = _temporary(path, "before")
+    shutil.rmtree(before, ignore_errors=True)
+    with suppress(FileNotFoundError):
+        # Its age tells other hosts whether the process that set it aside still runs.
+        os.utime(path)
+        path.rename(before)
+    try:
+        new.rename(path)
+    except OSError:
+        if before.exists():
+            before.rename(path)
+        raise
+    shutil.rmtree(before, ignore_errors=True)
+
+
+def _temporary(path: Path, kind: str) -> Path:
+    """A name beside ``path`` that tells who uses it."""
+    return path.with_name(f".{_WRITER}-{os.getpid()}.{kind}.{path.name}")
+
+
+@contextmanager
+def _named_if_full(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         if error.errno not in _FULL:
             raise
         raise DiskFullError(
             f"{path} cannot be written ({error.strerror})", "", "free some space and start again"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -86,21 +163,57 @@ def held(folder: Path) -> Iterator[None]:
         yield
 
 
+@cache
+def _sweep_once(folder: Path) -> None:
+    """Sweep a folder; no second time in one process."""
+    sweep(folder)
+
+
 def sweep(folder: Path) -> None:
-    """Remove what writers that were killed left under temporary names in a folder.
+    """Remove what killed writers left under temporary names in a folder.
 
     Another run may be writing there: only what a dead process of this host left goes, and
-    from other hosts what nobody has touched for a day.
+    from other hosts what nobody has touched for a day. A folder that was set aside, and whose
+    successor never came, gets its name back.
     """
-    for path in folder.glob(".*.partial.*"):
-        writer, _, process = path.name[1:].partition(".partial.")[0].rpartition("-")
-        try:
-            old = time.time() - path.stat().st_mtime > _ABANDONED_SECONDS
-            dead = writer == _WRITER and not Path(f"/proc/{process}").exists()
-        except OSError:
+    for path in folder.glob(".*"):
+        match = _TEMPORARY.fullmatch(path.name)
+        if match is None or not _is_abandoned(path, match["writer"], int(match["process"])):
             continue
-        if old or dead:
-            path.unlink(missing_ok=True)
+        target = path.with_name(match["name"])
+        # Another run may sweep at the same time.
+        with suppress(FileNotFoundError):
+            if match["kind"] == "before" and not target.exists():
+                path.rename(target)
+                logger.warning("%s is restored: a killed run had set it aside", target)
+            elif path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()
+
+
+def _is_abandoned(path: Path, writer: str | None, process: int) -> bool:
+    """Whether nobody writes to a temporary file or folder any more."""
+    if writer == _WRITER and not _runs(process):
+        return True
+    oldest = time.time() - _ABANDONED_SECONDS
+    try:
+        # The newest file tells how old a folder is: its own time is that of its first entries.
+        return not any(p.stat().st_mtime > oldest for p in (path, *path.rglob("*")))
+    except OSError:
+        # Somebody moved it meanwhile.
+        return False
+
+
+def _runs(process: int) -> bool:
+    """Whether a process of this host is there, whoever's it is."""
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def write_text(path: Path, text: str) -> None:

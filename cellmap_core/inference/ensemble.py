@@ -11,8 +11,16 @@ from cellmap_core.datalist import Datalist, Entry, read_datalist
 from cellmap_core.errors import CellmapError, EnsembleError
 from cellmap_core.inference.members import Member, Networks, open_members
 from cellmap_core.inference.predict import predict_case
+from cellmap_core.inference.predicted_labels import labels_path, table_path
 from cellmap_core.models import BundleRef, CasePrediction, EnsembleResult, Failure
-from cellmap_core.provenance import file_digest, key_of, read_receipt, write_json, write_receipt
+from cellmap_core.provenance import (
+    file_digest,
+    key_of,
+    read_receipt,
+    sweep,
+    write_json,
+    write_receipt,
+)
 from cellmap_core.training.volumes import CACHE_NAME, open_case
 
 logger = logging.getLogger(__name__)
@@ -20,6 +28,8 @@ logger = logging.getLogger(__name__)
 OUTPUT_NAME = "ensemble_output"
 _RECEIPTS_NAME = ".receipts"
 _RESULT_NAME = "ensemble.json"
+# Of the files that are written; a prediction by another one is made again.
+_VERSION = 2
 
 
 def ensemble(datalist: Path, work_dir: Path, bundles: Sequence[BundleRef]) -> EnsembleResult:
@@ -31,7 +41,8 @@ def ensemble(datalist: Path, work_dir: Path, bundles: Sequence[BundleRef]) -> En
         ``datalist.json``.
     work_dir : Path
         Predictions go to ``ensemble_output`` in it: ``<case>.zarr/<class>/s0`` masks,
-        ``<case>.nii.gz`` with the likeliest class a voxel, and ``ensemble.json``.
+        ``<case>.nii.gz`` with a label id a voxel, ``<case>.labels.json`` with the table of these
+        ids, and ``ensemble.json``.
     bundles : sequence of BundleRef
         The members; each counts for the classes that it could learn.
 
@@ -51,6 +62,9 @@ def ensemble(datalist: Path, work_dir: Path, bundles: Sequence[BundleRef]) -> En
     members, failures = open_members(bundles, cases.classes)
     classes = _known_classes(cases, members)
     job = _Job(cases, work_dir.resolve(), members, classes, Networks())
+    output = job.work_dir / OUTPUT_NAME
+    for folder in (output, output / _RECEIPTS_NAME, job.work_dir / CACHE_NAME):
+        sweep(folder)
     done, predictions = 0, []
     for entry in cases.testing:
         try:
@@ -65,7 +79,8 @@ def ensemble(datalist: Path, work_dir: Path, bundles: Sequence[BundleRef]) -> En
         done=done,
         current=len(predictions) - done,
         failures=tuple(failures),
-        folder=job.work_dir / OUTPUT_NAME,
+        folder=output,
+        classes=cases.classes,
         members=tuple(m.name for m in members),
         cases=tuple(predictions),
     )
@@ -121,6 +136,7 @@ def _predict_once(job: _Job, entry: Entry) -> tuple[CasePrediction, bool]:
             raise EnsembleError(f"no file {path}", "the file that the datalist names")
     key = key_of(
         "ensemble",
+        _VERSION,
         [file_digest(job.cases.path(f)) for f in files],
         entry.annotated_classes,
         job.cases.table.to_json(),
@@ -136,6 +152,12 @@ def _predict_once(job: _Job, entry: Entry) -> tuple[CasePrediction, bool]:
         job.cases, entry, case, job.members, job.classes, job.networks, target
     )
     outputs = [p for p in sorted(target.rglob("*")) if p.is_file()]
-    outputs.append(target.with_suffix(".nii.gz"))
+    outputs += [labels_path(target), table_path(target)]
+    if prediction.further_ids:
+        logger.warning(
+            "%s: %d predicted combinations of classes have no id in the datalist's label table; "
+            "%s gives theirs",
+            entry.name, prediction.further_ids, table_path(target),
+        )  # fmt: skip
     write_receipt(receipt_path, key, outputs, prediction.model_dump(mode="json"))
     return prediction, True

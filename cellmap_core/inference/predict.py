@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cellmap_core.combinations import Coder
 from cellmap_core.datalist import Datalist, Entry
 from cellmap_core.inference.blocks import Block, plan_blocks, predict_block
 from cellmap_core.inference.members import Member, Networks
-from cellmap_core.inference.ome_zarr import atomic_folder, create_masks
-from cellmap_core.label_table import States
+from cellmap_core.inference.ome_zarr import create_masks
+from cellmap_core.inference.predicted_labels import (
+    PredictedLabels,
+    labels_path,
+    table_path,
+    write_table,
+)
 from cellmap_core.models import CasePrediction
-from cellmap_core.nifti import read_grid, write_volume
+from cellmap_core.nifti import read_grid, write_slabs
+from cellmap_core.provenance import replace_folder, scratch_folder
 from cellmap_core.training.metrics import DiceCounts, known_target
 from cellmap_core.training.volumes import Case
 
@@ -42,24 +46,6 @@ def mean_probabilities(
     return total
 
 
-def likeliest(probabilities: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Id (1..C) of the likeliest class of those above the threshold, 0 where there is none."""
-    best = np.argmax(probabilities, axis=0)
-    return np.where(np.max(probabilities, axis=0) > THRESHOLD, best + 1, 0)
-
-
-def label_ids(probabilities: NDArray[np.float32], ids: Mapping[States, int]) -> NDArray[np.int64]:
-    """Label ids of the predicted combinations of classes, as the datalist's table has them.
-
-    A combination that the data never had gets the id of its likeliest class.
-    """
-    coder = Coder()
-    z, y, x = probabilities.shape[1:]
-    coded = coder.encode(((p > THRESHOLD).astype(np.uint8) for p in probabilities), (z, y, x))
-    found = np.array([ids.get(states, -1) for states in coder.seen])[coded]
-    return np.where(found < 0, likeliest(probabilities), found)
-
-
 def predict_case(
     cases: Datalist,
     entry: Entry,
@@ -69,7 +55,7 @@ def predict_case(
     networks: Networks,
     target: Path,
 ) -> CasePrediction:
-    """Predict one case and write it: masks as ``target``, labels beside it as ``.nii.gz``.
+    """Predict one case: masks as ``target``, labels and the table of their ids beside it.
 
     Parameters
     ----------
@@ -82,7 +68,7 @@ def predict_case(
     classes : sequence of str
         The classes to write.
     target : Path
-        ``<case>.zarr``.
+        ``<case>.zarr``; the labels are ``<case>.nii.gz``, their table ``<case>.labels.json``.
 
     Returns
     -------
@@ -92,29 +78,44 @@ def predict_case(
     grid = read_grid(cases.path(entry.image))
     numbers = {name: cases.classes.index(name) for name in classes}
     counts, foreground = DiceCounts(cases.classes), dict.fromkeys(classes, 0)
-    states, ids, dtype = cases.table.states(), cases.table.id_of(), cases.table.dtype
+    states = cases.table.states()
     attributes = {"members": [m.name for m in members], "threshold": THRESHOLD}
-    with (
-        atomic_folder(target) as folder,
-        tempfile.TemporaryDirectory(dir=target.parent, prefix=".labels.") as scratch,
-    ):
-        masks = create_masks(folder, grid, classes, attributes)
-        labels = np.memmap(Path(scratch) / "labels", dtype, "w+", shape=grid.shape_vox)
+    with scratch_folder(target) as scratch:
+        made = scratch / target.name
+        masks = create_masks(made, grid, classes, attributes)
+        labels = PredictedLabels(cases.table, grid.shape_vox, scratch)
         for block in plan_blocks(grid.shape_vox, [m.config for m in members]):
-            probabilities = mean_probabilities(case.image, block, members, networks)
-            labels[block.core] = label_ids(probabilities, ids)
-            predicted = probabilities > THRESHOLD
+            predicted = mean_probabilities(case.image, block, members, networks) > THRESHOLD
+            labels.add(block.core, predicted)
             for name, c in numbers.items():
                 masks[name][block.core] = predicted[c].astype(np.uint8)
                 foreground[name] += int(predicted[c].sum())
             if case.label is not None:
                 truth = case.labels_at(block.core, len(states))
                 counts.add(predicted, *known_target(truth, case.annotated, states))
-        write_volume(target.with_suffix(".nii.gz"), grid, labels)
-    dice = counts.dice() if case.label is not None else {}
+        table = labels.table()
+        write_slabs(labels_path(made), grid, table.dtype, labels.slabs())
+        write_table(table_path(made), table, classes)
+        _publish(made, target)
+    scored = case.label is not None
     return CasePrediction(
         case=entry.name,
         prediction=target,
-        dice={name: dice[name] for name in classes if name in dice},
+        dice=_of(classes, counts.dice()) if scored else {},
+        trivial_dice=_of(classes, counts.trivial()) if scored else {},
         foreground_fraction={n: v / case.image.size for n, v in foreground.items()},
+        further_ids=labels.further,
     )
+
+
+def _publish(made: Path, target: Path) -> None:
+    """Rename masks, labels and table to their final names, in the place of earlier ones."""
+    # A kill in between may leave labels without a table, never with the table of others.
+    table_path(target).unlink(missing_ok=True)
+    labels_path(made).replace(labels_path(target))
+    table_path(made).replace(table_path(target))
+    replace_folder(made, target)
+
+
+def _of(classes: Sequence[str], dice: dict[str, float | None]) -> dict[str, float | None]:
+    return {name: dice[name] for name in classes}

@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,11 +14,12 @@ from cellmap_core.errors import EnsembleError
 from cellmap_core.inference.ensemble import ensemble
 from cellmap_core.inference.inferer import InferClass
 from cellmap_core.inference.ome_zarr import read_mask
-from cellmap_core.inference.predict import label_ids
+from cellmap_core.inference.predicted_labels import labels_path, read_table, table_path
+from cellmap_core.label_table import PRESENT, LabelTable
 from cellmap_core.models import BundleRef
 from cellmap_core.nifti import read_grid, read_volume
 from cellmap_core.training.config_files import read_bundle_config
-from tests.tiny_project import GRID, make_bundles, pretend_training
+from tests.tiny_project import CLASSES, GRID, make_bundles, pretend_training
 
 
 @pytest.fixture
@@ -54,10 +58,27 @@ def test_prediction_is_the_mean_of_the_members(project):
     assert read_grid(work_dir / "ensemble_output" / "crop4.nii.gz") == GRID
 
 
-def test_a_combination_the_data_never_had_is_its_likeliest_class():
-    probabilities = np.array([[0.9, 0.9, 0.1], [0.6, 0.2, 0.1]], np.float32)[..., None, None]
-    ids = {(0, 0): 0, (1, 0): 1, (0, 1): 2}
-    assert label_ids(probabilities, ids).ravel().tolist() == [1, 1, 0]
+def test_labels_hold_what_the_masks_hold_of_combinations_the_data_never_had(project, caplog):
+    datalist, work_dir, bundles = project
+    cases = read_datalist(datalist)
+    table = LabelTable.of(CLASSES)
+    testing = tuple(e.model_copy(update={"label": None}) for e in cases.testing)
+    write_datalist(datalist, cases.model_copy(update={"testing": testing, "table": table}))
+    case = ensemble(datalist, work_dir, bundles).cases[0]
+    labels = read_volume(labels_path(case.prediction))
+    own = read_table(table_path(case.prediction))
+    states = own.states()[labels]
+    masks = [read_mask(case.prediction, name) for name in CLASSES]
+    assert (masks[0] & masks[1]).any()
+    for c, mask in enumerate(masks):
+        assert np.array_equal(states[..., c] == PRESENT, mask == 1)
+    assert own.combinations[:3] == table.combinations
+    assert [c.present for c in own.combinations[3:]] == [CLASSES]
+    assert case.further_ids == 1
+    assert "1 predicted combinations of classes have no id" in caplog.text
+    document = json.loads(table_path(case.prediction).read_text())
+    assert document["predicted_classes"] == list(CLASSES)
+    assert document["class_names"][0] == {"name": "mito", "index": [1, 3]}
 
 
 def test_dice_counts_known_voxels_only(project):
@@ -113,7 +134,34 @@ def test_second_run_predicts_nothing_and_a_new_model_does(project, monkeypatch):
     shutil.rmtree(first.cases[0].prediction / "er")
     assert ensemble(datalist, work_dir, bundles).done == 1
     leftovers = [p.name for p in (work_dir / "ensemble_output").iterdir()]
-    assert sorted(leftovers) == [".receipts", "crop4.nii.gz", "crop4.zarr", "ensemble.json"]
+    assert sorted(leftovers) == [
+        ".receipts", "crop4.labels.json", "crop4.nii.gz", "crop4.zarr", "ensemble.json",
+    ]  # fmt: skip
+    table_path(first.cases[0].prediction).unlink()
+    assert ensemble(datalist, work_dir, bundles).done == 1
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from cellmap_core.inference import ensemble, predict
+from cellmap_core.models import BundleRef
+predict.write_table = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+datalist, work_dir, bundle = map(Path, sys.argv[1:])
+ensemble.ensemble(datalist, work_dir, [BundleRef(algo="segresnet", fold=0, folder=bundle)])
+"""
+
+
+def test_a_killed_prediction_leaves_nothing_that_the_next_run_does_not_remove(project):
+    datalist, work_dir, bundles = project
+    command = [sys.executable, "-c", KILLED, datalist, work_dir, bundles[0].folder]
+    killed = subprocess.run(list(map(str, command)), check=False, timeout=300)
+    assert killed.returncode == -signal.SIGKILL
+    output = work_dir / "ensemble_output"
+    (left,) = output.glob(".*.partial.*")
+    assert list(left.iterdir())
+    ensemble(datalist, work_dir, bundles)
+    assert {p.name for p in output.glob(".*")} == {".receipts"}
 
 
 def test_bad_case_and_untrained_member_fail_by_name(project):
