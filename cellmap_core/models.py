@@ -76,6 +76,11 @@ class StageResult(Frozen):
             return f"up to date: nothing to do, all {self.current} as they were"
         return f"{self.done} made, {self.current} up to date, {len(self.failures)} failed"
 
+    def report(self) -> str:
+        """The tally, followed by every failed item with its reason."""
+        listed = "; ".join(f"{f.item}: {f.reason}" for f in self.failures)
+        return f"{self.tally()} - {listed}" if listed else self.tally()
+
 
 class CropPicture(Frozen):
     """The pictures of one converted crop, and whether its labels lie on its EM.

@@ -13,6 +13,7 @@ from flows import convert
 from flows.house import auto3dseg, shell
 from tasks.analyze import analyze_cases
 from tasks.crew import crew
+from tasks.house import result_of
 
 
 def check(options: AnalyzeOptions) -> None:
@@ -37,7 +38,7 @@ def run(options: AnalyzeOptions) -> AnalyzeResult:
 def _analyze(datalist: Path, options: AnalyzeOptions) -> AnalyzeResult:
     with crew("analyze", work_dir=options.work_dir):
         state = analyze_cases(datalist, options.work_dir, options.do_ccp, return_state=True)
-    return state.result()
+    return result_of(state)
 
 
 def _from_crops(options: AnalyzeOptions) -> bool:

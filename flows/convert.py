@@ -11,6 +11,7 @@ from cellmap_core.work import ensure_folder
 from flows.house import auto3dseg, shell
 from tasks.convert import convert_crops
 from tasks.crew import crew
+from tasks.house import result_of
 
 
 def check(options: ConvertOptions) -> None:
@@ -22,7 +23,7 @@ def check(options: ConvertOptions) -> None:
 def run(options: ConvertOptions) -> ConvertResult:
     """Convert every crop; the ones that fail are listed and do not stop the others."""
     with crew("convert"):
-        return convert_crops(options, return_state=True).result()
+        return result_of(convert_crops(options, return_state=True))
 
 
 convert = auto3dseg(ConvertOptions, check)(run)

@@ -10,6 +10,7 @@ from cellmap_core.work import bundles_of, working_datalist_of
 from flows.house import auto3dseg, shell
 from tasks.crew import crew
 from tasks.ensemble import ensemble_models
+from tasks.house import result_of
 
 
 def check(options: EnsembleOptions) -> tuple[BundleRef, ...]:
@@ -25,7 +26,7 @@ def run(options: EnsembleOptions) -> EnsembleResult:
         state = workers.run(
             ensemble_models, datalist=datalist, work_dir=options.work_dir, bundles=bundles
         )
-    return state.result()
+    return result_of(state)
 
 
 ensemble = auto3dseg(EnsembleOptions, check)(run)

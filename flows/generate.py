@@ -11,6 +11,7 @@ from cellmap_core.options import GenerateOptions
 from cellmap_core.work import datalist_of, datastats_of
 from flows.house import auto3dseg, shell
 from tasks.generate import generate_bundles
+from tasks.house import result_of
 
 
 def check(options: GenerateOptions) -> None:
@@ -24,7 +25,7 @@ def run(options: GenerateOptions) -> GenerateResult:
     """Generate the bundles that are missing or made from other inputs."""
     datalist, datastats = datalist_of(options.datalist), datastats_of(options.work_dir)
     state = generate_bundles(datalist, datastats, options.work_dir, options, return_state=True)
-    return state.result()
+    return result_of(state)
 
 
 generate = auto3dseg(GenerateOptions, check)(run)

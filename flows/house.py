@@ -142,8 +142,7 @@ def _explicit(model: type[Frozen], parameters: dict[str, Any]) -> dict[str, Any]
 
 def _end_state(result: StageResult) -> State[Any]:
     if result.failures:
-        listed = "; ".join(f"{f.item}: {f.reason}" for f in result.failures)
-        error = IncompleteError(f"{result.tally()} - {listed}")
+        error = IncompleteError(result.report())
         return Failed(message=str(error), data=error)
     return Completed(name=result.state_name, message=result.tally(), data=result)
 

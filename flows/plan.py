@@ -18,6 +18,7 @@ from cellmap_core.models import StageResult
 from cellmap_core.options import ConvertOptions, PlanOptions, TrainOptions
 from cellmap_core.work import datalist_of, ensure_folder
 from flows.house import auto3dseg, shell
+from tasks.house import result_of
 from tasks.plan import PAGE_NAME, plan_run, publish_plan, publish_used
 
 
@@ -37,7 +38,7 @@ def check(options: PlanOptions) -> None:
 
 def run(options: PlanOptions) -> StageResult:
     """Make and publish the plan; a run that is too big ends here as it would be refused."""
-    result = plan_run(options, return_state=True).result()
+    result = result_of(plan_run(options, return_state=True))
     if (plan := read_plan(options.work_dir)) is not None:
         plan.check()
     return result

@@ -18,6 +18,7 @@ from cellmap_core.work import bundles_of
 from flows.house import auto3dseg, shell
 from flows.plan import planned, refuse_too_big
 from tasks.crew import Crew, crew
+from tasks.house import result_of
 from tasks.leaderboard import publish_leaderboard
 from tasks.train import train_fold
 
@@ -57,7 +58,7 @@ def _train_all(options: TrainOptions) -> tuple[tuple[TrainResult, ...], tuple[Fa
     """
     bundles = _bundles(options)
     outcomes: dict[str, TrainResult | Failure] = {
-        b.name: train_fold(b, return_state=True).result()
+        b.name: result_of(train_fold(b, return_state=True))
         for b in bundles
         if read_result(b) is not None
     }

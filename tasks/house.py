@@ -7,10 +7,10 @@ import logging
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
-from prefect import Task, get_run_logger
+from prefect import State, Task, get_run_logger
 from prefect import task as prefect_task
 from prefect.cache_policies import NO_CACHE
-from prefect.states import Completed
+from prefect.states import Completed, Failed
 
 from cellmap_core.cluster.here import place
 from cellmap_core.errors import CellmapError, may_pass
@@ -30,6 +30,9 @@ def house_task(name: str, *, run_name: str | None = None) -> Callable[[Callable[
     outside, a lost worker. Bad input fails at once, and without a traceback: the message of
     our own errors says it all. In a job of a cluster its log begins with the job, node and log.
 
+    A task with failed items ends Failed, with the list in its state, and is not tried again: the
+    rest is done, and the flow goes on with its result; see `result_of`.
+
     Prefect's cache is off. What is done is known from the files' receipts alone, so a task
     whose files were deleted runs again, and one killed at any point goes on where it was; a
     run that finds everything current ends in the state ``Cached`` and publishes its artifacts
@@ -42,6 +45,8 @@ def house_task(name: str, *, run_name: str | None = None) -> Callable[[Callable[
             if (here := place()) is not None:
                 get_run_logger().info("%s runs in %s", name, here)
             result = function(*args, **kwargs)
+            if result.failures:
+                return Failed(message=result.report(), data=result)
             return Completed(name=result.state_name, message=result.tally(), data=result)
 
         return prefect_task(
@@ -58,12 +63,24 @@ def house_task(name: str, *, run_name: str | None = None) -> Callable[[Callable[
     return decorate
 
 
+def result_of(state: State[R]) -> R:
+    """The result of a task that has ended, also where some of its items failed.
+
+    Raises
+    ------
+    Exception
+        What the task raised, where it has no result.
+    """
+    outcome = state.result(raise_on_failure=False)
+    return outcome if isinstance(outcome, StageResult) else state.result()
+
+
 def _retry(_task: Any, _run: Any, state: Any) -> bool:
     try:
-        state.result()
+        outcome = state.result(raise_on_failure=False)
     except Exception as error:  # noqa: BLE001 - whatever the task raised is what we judge
         return may_pass(error)
-    return False
+    return isinstance(outcome, BaseException) and may_pass(outcome)
 
 
 class _OneLine(logging.Filter):

@@ -26,7 +26,7 @@ from cellmap_core.options import PlanOptions, TrainOptions
 from cellmap_core.provenance import write_text
 from cellmap_core.report.plan_page import plan_markdown, plan_table, used_markdown, used_table
 from tasks.artifacts import publish_page, publish_table
-from tasks.house import house_task
+from tasks.house import house_task, result_of
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def plan_run(options: PlanOptions | TrainOptions) -> StageResult:
 def publish_plan(options: PlanOptions | TrainOptions) -> Plan | None:
     """Plan a run that starts now; a plan that cannot be made is told, and ends no run."""
     try:
-        plan_run(options, return_state=True).result()
+        result_of(plan_run(options, return_state=True))
         return read_plan(options.work_dir)
     except (CellmapError, OSError) as error:
         logger.warning("the run is not planned: %s", error)
@@ -67,7 +67,7 @@ def publish_used(work_dir: Path) -> None:
     if plan is None:
         return
     try:
-        _publish_used(plan, work_dir, return_state=True).result()
+        result_of(_publish_used(plan, work_dir, return_state=True))
     except (CellmapError, OSError) as error:
         logger.warning("what the run used is not shown: %s", error)
 
