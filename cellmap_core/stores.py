@@ -23,6 +23,9 @@ from cellmap_core.grid import Shape
 Array = zarr.Array[Any]
 T = TypeVar("T")
 
+# Entries of a folder that a message names; the rest is counted.
+_LISTED = 12
+
 
 def open_group(location: str) -> zarr.Group:
     """Open a zarr group (v2 or v3) for reading.
@@ -225,12 +228,13 @@ def _require(path: Path) -> None:
     while not parent.exists():
         parent = parent.parent
     try:
-        found = sorted(p.name for p in parent.iterdir() if not p.name.startswith("."))[:12]
+        found = sorted(p.name for p in parent.iterdir() if not p.name.startswith("."))
     except OSError:
         found = []
-    raise StoreError(
-        f"{path} does not exist", f"a zarr group; {parent} holds {', '.join(found) or 'nothing'}"
-    )
+    listed = ", ".join(found[:_LISTED]) or "nothing"
+    if len(found) > _LISTED:
+        listed += f" and {len(found) - _LISTED} more"
+    raise StoreError(f"{path} does not exist", f"a zarr group; {parent} holds {listed}")
 
 
 def line(error: Exception) -> str:

@@ -42,7 +42,7 @@ def train_and_rank(options: TrainOptions) -> StageResult:
     """Train the bundles and publish the leaderboard of those that succeeded."""
     results, failures = _train_all(options)
     if results:
-        publish_leaderboard(results)
+        publish_leaderboard(results, failures)
     return StageResult(failures=failures).and_then(*results)
 
 

@@ -12,6 +12,7 @@ from cellmap_core.machine import cores
 from cellmap_core.machine import gpus as gpus_there
 from cellmap_core.models import BundleRef, TrainPause, TrainResult
 from cellmap_core.report.training_page import fold_markdown, running_markdown
+from cellmap_core.scores import Scores
 from cellmap_core.training.launch import leave_place, places, read_epochs, train_bundle
 from tasks.artifacts import LivePage, Progress
 from tasks.house import house_task
@@ -61,6 +62,7 @@ def _where(bundle: BundleRef) -> str:
 
 def _said(epoch: dict[str, Any]) -> str:
     """An epoch in few words."""
-    numbers = {"loss": epoch["loss"], "mean Dice": epoch["mean_dice"]}
-    said = "".join(f", {name} {v:.3f}" for name, v in numbers.items() if v is not None)
+    said = "" if epoch["loss"] is None else f", loss {epoch['loss']:.3f}"
+    if epoch["dice"]:
+        said += f", {Scores.of_record(epoch).brief()}"
     return f"epoch {epoch['epoch']}/{epoch['epochs']}{said}"

@@ -13,8 +13,10 @@ from zarr.codecs import BloscCodec, ShardingCodec
 
 from cellmap_core import remote, stores
 from cellmap_core.datalist import read_datalist
+from cellmap_core.errors import StoreError
 from cellmap_core.label_table import UNKNOWN
 from cellmap_core.nifti import read_volume
+from cellmap_core.stores import open_group
 from tests.conftest import s3_bucket
 from tests.test_convert import rows, run
 from tests.test_remote import elsewhere, outputs
@@ -373,3 +375,10 @@ def test_so_it_is_in_a_bucket(bucket, three, with_hole, tmp_path):
     result = run(elsewhere(datasplit, root, tmp_path), tmp_path / "out")
     check_hole(result)
     assert outputs(result) == outputs(with_hole)
+
+
+def test_a_message_counts_the_entries_that_it_does_not_name(tmp_path):
+    for number in range(15):
+        (tmp_path / f"crop{number:02}").mkdir()
+    with pytest.raises(StoreError, match=r"crop10, crop11 and 3 more$"):
+        open_group(str(tmp_path / "crop99"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 from numpy.typing import NDArray
 
 from cellmap_core.errors import StatisticsError
@@ -53,7 +54,9 @@ class TableIds:
                 f"ids 0 to {self._count - 1} of the label table",
                 "convert the crop again, or correct class_names and label_table in datalist.json",
             )
-        return labels if labels.dtype.kind == "u" else _whole(labels, np.uint16)
+        if labels.dtype.kind == "u":
+            return labels
+        return _whole(labels, np.min_scalar_type(max(self._count - 1, np.iinfo(np.uint16).max)))
 
     def id_of(self, number: int) -> int:
         """See :class:`LabelIds`."""
@@ -105,7 +108,7 @@ class AnyIds:
         return [self._number[i] for i in ids]
 
 
-def _whole(labels: NDArray[Any], dtype: type[np.integer[Any]]) -> NDArray[Any]:
+def _whole(labels: NDArray[Any], dtype: npt.DTypeLike) -> NDArray[Any]:
     if labels.dtype.kind == "f" and not np.isfinite(labels).all():
         raise StatisticsError("label ids that are no numbers", "integer ids")
     if labels.dtype.kind != "f":

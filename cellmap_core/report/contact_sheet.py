@@ -31,7 +31,7 @@ _WORDS_BYTES = 20_000
 _SUSPECT = {"shifted": 0, "unclear": 1}
 
 
-def contact_sheet(pictures: Sequence[Picture], limit_bytes: int) -> bytes:
+def contact_sheet(pictures: Sequence[Picture], limit_bytes: int, total: int | None = None) -> bytes:
     """JPEG of a grid of thumbnails with their names, flagged ones first and framed red.
 
     Thumbnails shrink, down to 64 pixels, until the sheet fits; then the last ones are left
@@ -43,21 +43,24 @@ def contact_sheet(pictures: Sequence[Picture], limit_bytes: int) -> bytes:
         Name, PNG or its file, and whether the crop is flagged.
     limit_bytes : int
         The sheet is not larger, as long as one thumbnail fits.
+    total : int, optional
+        How many there are, where ``pictures`` are only the first of them.
     """
+    total = len(pictures) if total is None else total
     ordered = sorted(pictures, key=lambda p: not p[2])
     opened = [(name, _opened(source), flagged) for name, source, flagged in ordered]
     sheet = b""
     for side in _SIDES_PX:
         cells = [_cell(*picture, side) for picture in opened]
         for quality in _QUALITIES:
-            sheet = _jpeg(_grid(cells, len(cells), side), quality)
+            sheet = _jpeg(_grid(cells, total, side), quality)
             if len(sheet) <= limit_bytes:
                 return sheet
     shown = len(cells)
     while len(sheet) > limit_bytes and shown > 1:
         # The size goes with the number of pictures; each round comes nearer from above.
         shown = max(1, min(shown - 1, int(shown * limit_bytes / len(sheet))))
-        sheet = _jpeg(_grid(cells[:shown], len(cells), side), quality)
+        sheet = _jpeg(_grid(cells[:shown], total, side), quality)
     return sheet
 
 
@@ -129,10 +132,12 @@ def _cell(name: str, picture: Image.Image, flagged: bool, side: int) -> Image.Im
 
 
 def _fitted(text: str, width: int) -> str:
-    """The text, cut at its end until it is no wider than ``width`` pixels."""
-    while text and font(_TEXT).getlength(text) > width:
+    """The text, cut at its end until it is no wider than ``width`` pixels, with a mark there."""
+    shown = text
+    while text and font(_TEXT).getlength(shown) > width:
         text = text[:-1]
-    return text
+        shown = f"{text}..."
+    return shown
 
 
 def _grid(cells: Sequence[Image.Image], total: int, side: int) -> Image.Image:

@@ -39,7 +39,7 @@ def outlier_sheet(
     pictures = [
         (o.case, _thumbnail(o, states, table.classes, grey), True) for o in outliers[:SHOWN]
     ]
-    return contact_sheet(pictures, _LIMIT_BYTES)
+    return contact_sheet(pictures, _LIMIT_BYTES, len(outliers))
 
 
 def _thumbnail(

@@ -33,13 +33,19 @@ UNKNOWN_COLOUR = (150, 150, 165)
 NOTHING, NOBODY_KNOWS = -1, -2
 
 _FILL = 0.25
+_DARKER = 0.6
 _STRIPES = 0.55
 _STRIPE_PX = 4
 
 
 def colour_of(index: int) -> tuple[int, int, int]:
-    """Colour of a class by its index among the classes asked."""
-    return PALETTE[index % len(PALETTE)]
+    """Colour of a class by its index among the classes asked.
+
+    Beyond the palette the colours come again, darker each time.
+    """
+    times, place = divmod(index, len(PALETTE))
+    red, green, blue = (round(part * _DARKER**times) for part in PALETTE[place])
+    return red, green, blue
 
 
 def shown_class(states: Sequence[States], classes: Sequence[str]) -> NDArray[np.int16]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from cellmap_core.models import TrainResult
+from cellmap_core.models import Failure, TrainResult
+from cellmap_core.report.comparison import compare, same_classes, scores_of
 from cellmap_core.report.figures import bar_plot, curves, embedded
 from cellmap_core.report.text import Cell, markdown_table, mean_of, number, spread
+from cellmap_core.scores import Scores
 
 _GIB = 1 << 30
 
@@ -30,10 +32,11 @@ def running_markdown(name: str, epochs: Sequence[dict[str, Any]]) -> str:
         f"Epoch {last['epoch']} of {last['epochs']}, loss {number(last['loss'], 4)}, "
         f"{left / 60:.0f} minutes left at this pace. "
         + (
-            f"Best mean Dice so far **{number(best['mean_dice'])}**, at epoch {best['epoch']}."
+            f"Best so far, at epoch {best['epoch']}: {Scores.of_record(best).brief('**')}. "
+            f"{Scores.of_record(best).notes()}"
             if best
             else "Not validated yet."
-        ),
+        ).strip(),
         embedded("Loss and Dice by epoch", _curves(epochs)),
     ]
     return "\n\n".join(parts) + "\n"
@@ -63,16 +66,19 @@ def fold_markdown(result: TrainResult, epochs: Sequence[dict[str, Any]]) -> str:
     """
     parts = [
         f"# {result.bundle.name}",
-        f"Mean Dice **{number(result.mean_dice)}** at epoch {result.best_epoch} of "
-        f"{result.epochs}, {_used(result)}. Checkpoint `{result.checkpoint}`.",
+        f"{_headline(result)}, at epoch {result.best_epoch} of {result.epochs}; {_used(result)}. "
+        f"Checkpoint `{result.checkpoint}`.",
     ]
+    if notes := scores_of(result).notes():
+        parts.append(notes)
     if epochs:
         parts.append(embedded("Loss and Dice by epoch", _curves(epochs)))
     if rows := _class_rows(result):
         parts += [
             "Trivial is the Dice of calling every known voxel foreground: a model that does "
-            "not beat it has learned nothing of the class. – means no known voxel of the "
-            "class in the validation fold.",
+            "not beat it has learned nothing of the class. Where both are –, the class has no "
+            "known voxel in the validation fold; where the Dice alone is –, no training case "
+            "shows the class, so nothing was learned of it.",
             markdown_table(rows),
         ]
     return "\n\n".join(parts) + "\n"
@@ -82,66 +88,112 @@ def leaderboard_table(results: Sequence[TrainResult]) -> list[dict[str, Cell]]:
     """Rows of algorithm × fold, best algorithm first.
 
     Each algorithm has a row ``mean`` (mean ± population deviation over its folds, over those
-    where the class was scored; all its time, the most memory), followed by its folds.
+    where the class was scored; all its time, the most memory), followed by its folds. Beside the
+    mean Dice stand the mean gain over trivial, the number of classes scored, and, where rows
+    are not scored on the same, their Dice on what all scored.
     """
-    classes = _classes(results)
+    comparison = compare(results)
     rows: list[dict[str, Cell]] = []
-    for algo in ranked_algos(results):
+    for algo in comparison.ranked:
         folds = sorted((r for r in results if r.bundle.algo == algo), key=lambda r: r.bundle.fold)
-        rows.append(
-            {
-                "algo": algo,
-                "fold": "mean",
-                "mean Dice": spread(r.mean_dice for r in folds),
-                **{c: spread(r.dice.get(c) for r in folds) for c in classes},
-                **_costs(folds),
-            }
-        )
-        rows += [
-            {
-                "algo": algo,
-                "fold": r.bundle.fold,
-                "mean Dice": _rounded(r.mean_dice),
-                **{c: _rounded(r.dice.get(c)) for c in classes},
-                **_costs([r]),
-            }
-            for r in folds
-        ]
+        row: dict[str, Cell] = {"algo": algo, "fold": "mean"}
+        compared = {"compared Dice": _rounded(comparison.dice[algo])} if comparison.note else {}
+        rows.append(row | _score_cells(folds, results, spread) | compared | _costs(folds))
+        for result in folds:
+            row = {"algo": algo, "fold": result.bundle.fold}
+            cells = _score_cells([result], results, _only)
+            rows.append(row | cells | dict.fromkeys(compared) | _costs([result]))
     return rows
 
 
-def leaderboard_markdown(results: Sequence[TrainResult]) -> str:
-    """The page of all trainings: who is best, the means, and the classes of the best one."""
+def _score_cells(
+    folds: Sequence[TrainResult],
+    results: Sequence[TrainResult],
+    of: Callable[[Iterable[float | None]], Cell],
+) -> dict[str, Cell]:
+    """The scores of some folds, put into one cell each by ``of``."""
+    scores = [scores_of(r) for r in folds]
+    cells: dict[str, Cell] = {
+        "mean Dice": of(r.mean_dice for r in folds),
+        "over trivial": of(s.gain for s in scores),
+        "classes": ", ".join(dict.fromkeys(s.count for s in scores if s.dice)) or None,
+    }
+    same = same_classes(results)
+    if any(scores_of(r).scored != same for r in results if r.mean_dice is not None):
+        cells["Dice, same classes"] = of(s.mean_over(same) for s in scores)
+    return cells | {c: of(s.dice.get(c) for s in scores) for c in _classes(results)}
+
+
+def _only(values: Iterable[float | None]) -> Cell:
+    """The one value there is, as a number, which sorts."""
+    (value,) = values
+    return _rounded(value)
+
+
+def leaderboard_markdown(results: Sequence[TrainResult], failures: Sequence[Failure] = ()) -> str:
+    """The page of all trainings: who is best, the means, and the classes of the best one.
+
+    Parameters
+    ----------
+    results : sequence of TrainResult
+        Of the trainings that have ended well.
+    failures : sequence of Failure
+        Trainings that have not, and so are in no mean.
+    """
     if not results:
         return "No training has finished.\n"
-    ranked = ranked_algos(results)
-    best = [r for r in results if r.bundle.algo == ranked[0]]
+    comparison = compare(results)
+    first = comparison.ranked[0]
+    best = [r for r in results if r.bundle.algo == first]
+    parts = ["# Leaderboard", _best_of(first, best)]
+    if comparison.note:
+        parts.append(comparison.note)
+    if failures:
+        parts.append(f"In no mean, because they failed: {', '.join(f.item for f in failures)}.")
+    parts += _left_out(results)
+    table = leaderboard_table(results)
+    parts.append(markdown_table([row for row in table if row["fold"] == "mean"]))
     classes = _classes(best)
     dice = [mean_of(r.dice.get(c) for r in best) for c in classes]
     trivial = [mean_of(r.trivial_dice.get(c) for r in best) for c in classes]
-    table = leaderboard_table(results)
-    parts = [
-        "# Leaderboard",
-        f"Best: **{ranked[0]}**, mean Dice {spread(r.mean_dice for r in best)} over "
-        f"{len(best)} folds.",
-        markdown_table([row for row in table if row["fold"] == "mean"]),
-    ]
     if any(d is not None for d in dice):
         picture = bar_plot(
-            classes, dice, f"Dice, {ranked[0]}", reference=trivial, reference_label="trivial"
+            classes, dice, f"Dice, {first}", reference=trivial, reference_label="trivial"
         )
-        parts += [f"## {ranked[0]} by class", embedded("Dice by class", picture)]
+        parts += [f"## {first} by class", embedded("Dice by class", picture)]
     parts += ["## All folds", markdown_table([row for row in table if row["fold"] != "mean"])]
     return "\n\n".join(parts) + "\n"
 
 
-def ranked_algos(results: Sequence[TrainResult]) -> list[str]:
-    """Algorithms by mean Dice over their folds, best first; those without a score last."""
-    scores = {
-        algo: mean_of(r.mean_dice for r in results if r.bundle.algo == algo)
-        for algo in sorted({r.bundle.algo for r in results})
-    }
-    return sorted(scores, key=lambda a: 1.0 if (score := scores[a]) is None else -score)
+def _best_of(algo: str, results: Sequence[TrainResult]) -> str:
+    """The first sentence of the leaderboard."""
+    gain = spread(scores_of(r).gain for r in results)
+    return (
+        f"Best: **{algo}**, mean Dice {spread(r.mean_dice for r in results)} over "
+        f"{len(results)} folds, {gain} over trivial."
+    )
+
+
+def _left_out(results: Sequence[TrainResult]) -> list[str]:
+    """Sentences on classes that some mean leaves out, and on those that raise it for nothing."""
+    scores = [s for r in results if (s := scores_of(r)).dice]
+    sentences = []
+    classes = dict.fromkeys(c for s in scores for c in s.dice)
+    if never := [c for c in classes if not any(c in s.scored for s in scores)]:
+        sentences.append(f"Scored in no fold, and in no mean: {', '.join(never)}.")
+    # A training without any score shows as such in its row.
+    scored = [s for s in scores if s.scored]
+    if some := [c for c in classes if c not in never and any(c in s.unscored for s in scored)]:
+        sentences.append(
+            f"Scored in some folds only: {', '.join(some)}. Means of folds over other classes "
+            "cannot be compared; `Dice, same classes` is over those that every fold scored."
+        )
+    if everywhere := dict.fromkeys(c for s in scores for c in s.everywhere):
+        sentences.append(
+            f"Present at every known voxel of a fold: {', '.join(everywhere)}. Calling everything "
+            "foreground scores 1 there, which raises the mean Dice and not `over trivial`."
+        )
+    return [" ".join(sentences)] if sentences else []
 
 
 def _classes(results: Sequence[TrainResult]) -> list[str]:
@@ -153,7 +205,8 @@ def _class_rows(result: TrainResult) -> list[dict[str, Cell]]:
     rows: list[dict[str, Cell]] = []
     for name, dice in result.dice.items():
         trivial = result.trivial_dice.get(name)
-        gain = None if dice is None or trivial is None else round(dice - trivial, 3)
+        gain = scores_of(result).gain_of(name)
+        gain = None if gain is None else round(gain, 3)
         rows.append({"class": name, "Dice": dice, "trivial": trivial, "gain": gain})
     return sorted(rows, key=lambda r: str(r["class"]))
 
@@ -166,6 +219,14 @@ def _costs(results: Sequence[TrainResult]) -> dict[str, Cell]:
         "RAM GiB": round(max(r.host_bytes for r in results) / _GIB, 2),
         "GPU GiB": round(gpu / _GIB, 2) if gpu else None,
     }
+
+
+def _headline(result: TrainResult) -> str:
+    """The mean Dice of a training, with what it is over."""
+    if not result.dice:
+        return f"Mean Dice **{number(result.mean_dice)}** (its template tells no Dice by class)"
+    text = scores_of(result).brief("**")
+    return text[0].upper() + text[1:]
 
 
 def _used(result: TrainResult) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from cellmap_core.provenance import write_text
+from cellmap_core.scores import Scores
 
 METRICS_NAME = "metrics.jsonl"
 PROGRESS_NAME = "progress.yaml"
@@ -72,7 +73,7 @@ def readable(name: str, record: Record) -> str:
     parts = [f"loss {_score(record['loss'], 4)}"]
     if record["dice"]:
         scores = ", ".join(f"{k} {_score(v)}" for k, v in record["dice"].items())
-        parts.append(f"mean Dice {_score(record['mean_dice'])} ({scores})")
+        parts.append(f"{Scores.of_record(record).brief()} ({scores})")
     parts.append(f"{record['seconds']:.1f} s")
     return f"{name} epoch {record['epoch']}/{record['epochs']}: {', '.join(parts)}"
 

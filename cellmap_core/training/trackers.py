@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
+from cellmap_core.scores import Scores
 from cellmap_core.training.config import TrainConfig
 from cellmap_core.training.history import Record
 
@@ -58,11 +59,16 @@ def open_trackers(folder: Path, config: TrainConfig, epochs: int) -> list[Tracke
 
 
 def scalars(record: Record) -> Iterator[tuple[str, float]]:
-    """The numbers of an epoch by name: loss, mean Dice, Dice of each class, seconds."""
+    """The numbers of an epoch by name: loss, mean Dice and what it is of, Dice by class, time."""
     for name in ("loss", "mean_dice", "learning_rate", "seconds"):
         if record.get(name) is not None:
             yield name, record[name]
-    for name, dice in (record.get("dice") or {}).items():
+    scores = Scores.of_record(record)
+    if scores.scored:
+        yield "classes_scored", float(len(scores.scored))
+    if scores.gain is not None:
+        yield "mean_gain_over_trivial", scores.gain
+    for name, dice in scores.dice.items():
         if dice is not None:
             yield f"dice/{name}", dice
 

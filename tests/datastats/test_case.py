@@ -9,6 +9,7 @@ import pytest
 from cellmap_core.datastats.case import case_statistics
 from cellmap_core.datastats.components import Components
 from cellmap_core.datastats.distribution import Distribution
+from cellmap_core.datastats.label_ids import TableIds
 from cellmap_core.errors import NiftiError, StatisticsError
 from cellmap_core.label_table import PRESENT, UNKNOWN
 from cellmap_core.nifti import read_volume
@@ -207,6 +208,12 @@ def test_colours_are_no_intensities(new_data_set):
     nib.save(nib.Nifti1Image(colours, np.diag([8.0, 6.0, 4.0, 1.0])), data.folder / entry.image)
     with pytest.raises(NiftiError, match="expected integers or floats"):
         stats_of(data, entry)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.uint32, np.float64])
+def test_ids_beyond_sixteen_bits_are_counted_as_they_are(dtype):
+    labels = np.array([[[0, 5, 65541]]], dtype)
+    assert TableIds(70000).numbers(labels).tolist() == labels.tolist()
 
 
 def test_labels_by_the_thousand_take_no_more_memory(new_data_set, rng):

@@ -9,10 +9,11 @@ import pytest
 from PIL import Image
 
 from cellmap_core.alignment import Alignment
-from cellmap_core.classes import CHALLENGE48
+from cellmap_core.classes import CHALLENGE48, KNOWN
 from cellmap_core.errors import CellmapError
 from cellmap_core.label_table import ABSENT, PRESENT, UNKNOWN
 from cellmap_core.models import CropPicture
+from cellmap_core.report import contact_sheet as contact_sheets
 from cellmap_core.report.contact_sheet import contact_page, contact_sheet
 from cellmap_core.report.crop_pictures import crop_picture, thumbnail
 from cellmap_core.report.overlay import (
@@ -262,6 +263,19 @@ def test_sheet_tells_how_many_it_shows(monkeypatch):
     assert len(contact_sheet(pictures, 40_000)) <= 40_000
     told = re.fullmatch(r"(\d+) of 120 shown", [n for n in notes if n.endswith("shown")][-1])
     assert 10 < int(told[1]) < 120
+    contact_sheet(pictures[:3], 40_000, total=9)
+    assert "3 of 9 shown" in notes
+
+
+def test_a_name_that_is_cut_says_so():
+    assert contact_sheets._fitted("crop1", 128) == "crop1"
+    assert re.fullmatch(
+        r"a_very_long_name\w*\.\.\.", contact_sheets._fitted("a_very_long_name" * 5, 128)
+    )
+
+
+def test_no_two_classes_share_a_colour():
+    assert len({colour_of(i) for i in range(len(KNOWN))}) == len(KNOWN)
 
 
 def test_missing_thumbnail_keeps_its_name_and_place(tmp_path):

@@ -181,7 +181,10 @@ def test_fold_page():
     assert_page(page, 1)
     assert "| mito | 0.750 | 0.200 | 0.550 |" in page
     assert "| er | – | 0.200 | – |" in page
-    assert "**0.750** at epoch 3 of 4" in page
+    assert "Mean Dice **0.750**, +0.550 over trivial, 1 of 2 classes scored, at epoch 3" in page
+    assert "Not scored: er." in page
+    foreign = training("theirs", 0, {}).model_copy(update={"mean_dice": 0.5})
+    assert "Mean Dice **0.500** (its template tells no Dice by class)" in fold_markdown(foreign, [])
 
 
 def test_page_of_a_running_training():
@@ -189,7 +192,9 @@ def test_page_of_a_running_training():
     page = running_markdown("segresnet_0", [unscored])
     assert_page(page, 1)
     assert "Epoch 1 of 4, loss 2.0000, 3 minutes left at this pace. Not validated yet." in page
-    assert "Best mean Dice so far **0.300**, at epoch 3." in running_markdown("a_0", EPOCHS[:3])
+    page = running_markdown("a_0", EPOCHS[:3])
+    assert "Best so far, at epoch 3: mean Dice **0.300**, 1 of 2 classes scored." in page
+    assert "Not scored: er." in page
 
 
 def test_fold_page_without_validation():
@@ -227,6 +232,12 @@ def test_leaderboard_is_best_first(results):
     assert rows[0]["mean Dice"] == "0.725 ± 0.025"
     assert rows[2]["mito"] == 0.9
     assert rows[6]["mean Dice"] == "–"
+    assert rows[0]["over trivial"] == "0.525 ± 0.025"
+    assert [r["classes"] for r in rows[:3]] == ["1 of 2, 2 of 2", "1 of 2", "2 of 2"]
+    # Only mito is scored in every fold.
+    assert [r["Dice, same classes"] for r in rows[:3]] == ["0.800 ± 0.100", 0.7, 0.9]
+    # Of swinunetr mito alone counts in fold 0, as of segresnet.
+    assert [r["compared Dice"] for r in rows if r["fold"] == "mean"] == [0.725, 0.4, None]
     cost = ("hours", "RAM GiB", "GPU GiB")
     assert [rows[0][c] for c in cost] == [1.0, 3.0, 5.0]
     assert [rows[1][c] for c in cost] == [0.5, 3.0, None]
@@ -235,13 +246,48 @@ def test_leaderboard_is_best_first(results):
 def test_leaderboard_page(results):
     page = leaderboard_markdown(results)
     assert_page(page, 1)
-    assert "Best: **segresnet**, mean Dice 0.725 ± 0.025 over 2 folds." in page
+    best = "Best: **segresnet**, mean Dice 0.725 ± 0.025 over 2 folds, 0.525 ± 0.025 over trivial."
+    assert best in page
+    assert "all of them scored (fold 0: mito; fold 1: mito, er)" in page
+    assert "Scored in some folds only: er." in page
     assert_page(leaderboard_markdown(results[:1]), 0)
+    failed = (Failure(item="dints_1", reason="out of memory"),)
+    assert "because they failed: dints_1." in leaderboard_markdown(results, failed)
     assert leaderboard_markdown([]) == "No training has finished.\n"
+
+
+def test_easier_folds_and_classes_do_not_win():
+    """An algorithm that lacks the hard fold and the hard class is not better for it."""
+    easy = training("dints", 1, {"mito": 0.95, "er": None})
+    whole = [
+        training("segresnet", 0, {"mito": 0.5, "er": 0.3}),
+        training("segresnet", 1, {"mito": 0.96, "er": 0.4}),
+    ]
+    page = leaderboard_markdown([easy, *whole])
+    assert "Best: **segresnet**" in page
+    assert "(fold 1: mito)" in page
+    alone = leaderboard_markdown([easy, whole[0]])
+    assert "no fold and class in common" in alone
+    # Where all were scored on the same, there is nothing to say.
+    (first, *_) = rows = leaderboard_table(whole)
+    assert not {"compared Dice", "Dice, same classes"} & set(first)
+    assert "ranked by" not in leaderboard_markdown(whole)
+    assert [r["classes"] for r in rows] == ["2 of 2"] * 3
+
+
+def test_a_class_that_is_everywhere_is_named():
+    result = training("segresnet", 0, {"cell": 1.0, "er": 0.5})
+    result = result.model_copy(update={"trivial_dice": {"cell": 1.0, "er": 0.3}})
+    page = fold_markdown(result, [])
+    assert "Mean Dice **0.750**, +0.100 over trivial, 2 of 2 classes scored" in page
+    assert "The mean includes cell, present at every known voxel" in page
+    assert "without, it is 0.500." in page
+    assert "Present at every known voxel of a fold: cell." in leaderboard_markdown([result])
 
 
 def ensemble(cases, failures=()):
     return EnsembleResult(
+        classes=("mito", "er", "golgi"),
         done=len(cases),
         failures=failures,
         folder=Path("out"),
@@ -258,6 +304,7 @@ def test_ensemble_page():
                 case="b",
                 prediction=Path("b.zarr"),
                 dice={"mito": 0.7},
+                trivial_dice={"mito": 0.3},
                 foreground_fraction={"mito": 0.25},
             ),
         ),
@@ -269,13 +316,21 @@ def test_ensemble_page():
         "case": "b",
         "prediction": "b.zarr",
         "mean Dice": 0.7,
+        "over trivial": 0.4,
+        "classes": "1 of 3",
         "Dice mito": 0.7,
         "Dice er": None,
         "% mito": 25.0,
     }
     page = ensemble_markdown(result)
     assert_page(page, 1)
-    assert "Mean Dice **0.600**" in page
+    assert (
+        "Mean Dice **0.600**, +0.300 over trivial, 1 of 3 classes scored, over the 2 of 2 cases "
+        "with labels. Not scored: er, golgi."
+    ) in page
+    assert "| mito | 0.600 | 0.300 | 0.300 | 2 of 2 |" in page
+    assert "Not predicted, because no training case shows them: er, golgi." in page
+    assert "`<case>.labels.json` the classes of each id" in page
     assert "| c | out of disk |" in page
 
 
@@ -283,7 +338,7 @@ def test_ensemble_page_without_labels():
     result = ensemble(
         (CasePrediction(case="a", prediction=Path("a"), foreground_fraction={"mito": 0.5}),)
     )
-    assert "no score" in ensemble_markdown(result)
+    assert "There is no score: no case has labels." in ensemble_markdown(result)
     assert ensemble_table(result) == [{"case": "a", "prediction": "a", "% mito": 50.0}]
 
 
