@@ -11,17 +11,20 @@ import logging
 from collections.abc import Sequence
 from functools import partial
 
-from cellmap_core import combinations, nifti
+from cellmap_core import combinations, leakage, nifti
 from cellmap_core.classes import KNOWN, SETS, expand, suggest
 from cellmap_core.crop_files import (
     CropPaths,
     LabelJob,
     ReadCrop,
     WrittenLabel,
+    lost_crop,
+    lost_label,
     read_crop,
     write_label,
 )
 from cellmap_core.crop_folders import with_stored_classes
+from cellmap_core.crop_refs import listed_twice, names_of_stores, with_test_crops
 from cellmap_core.crops_table import CropRow, write_crops_table
 from cellmap_core.datalist import Datalist, Entry, write_datalist
 from cellmap_core.datasplit import CropRef, Datasplit, read_datasplit, read_test_manifest
@@ -30,7 +33,7 @@ from cellmap_core.errors import (
     IncompleteError,
     OptionError,
 )
-from cellmap_core.folds import with_folds
+from cellmap_core.folds import crops_lacking, with_folds
 from cellmap_core.label_table import LabelTable
 from cellmap_core.models import ConvertResult, CropPicture, Failure, Mapper, serial
 from cellmap_core.options import ConvertOptions
@@ -73,6 +76,7 @@ def convert(
         Another run is writing into the output folder.
     """
     datasplit, classes = plan(options)
+    _warn_of_names(datasplit)
     with held(options.output_dir):
         return _convert(datasplit, classes, options, mapper, report)
 
@@ -90,7 +94,7 @@ def _convert(
         partial(read_crop, classes=classes, options=options),
         refs,
         done=lambda crop: pace.step(crop.ref.name, crop.row.summary(), _worked(crop)),
-        lost=ReadCrop.lost,
+        lost=partial(lost_crop, options=options),
     )
     table = combinations.shared_table(classes, (c.seen for c in crops if c.converted))
     crops, changed = _write_labels(crops, table, options, mapper)
@@ -126,7 +130,7 @@ def plan(options: ConvertOptions) -> tuple[Datasplit, tuple[str, ...]]:
     datasplit = read_datasplit(options.datasplit, options.data_root)
     if options.test_manifest is not None:
         extra = read_test_manifest(options.test_manifest, datasplit.crops, options.data_root)
-        datasplit = datasplit.model_copy(update={"crops": (*datasplit.crops, *extra)})
+        datasplit = with_test_crops(datasplit, extra)
     asked = options.classes
     if not datasplit.classes() and (asked is None or not {*asked} <= {*KNOWN, *SETS}):
         # Only the crops' own folders can tell; asking remote ones for nothing would be slow.
@@ -145,12 +149,8 @@ def check_crop_count(options: ConvertOptions) -> None:
     """Refuse a datasplit with fewer crops to train on than folds, before anything is read."""
     datasplit, _ = plan(options)
     count = sum(crop.split == "train" for crop in _chosen(datasplit, options))
-    if count < options.num_fold:
-        raise DatasplitError(
-            f"{options.datasplit} has {count} crops to train on",
-            f"at least one for each of {options.num_fold} folds",
-            f"set num_fold to {max(count, 2)} or less, or add crops",
-        )
+    if lacking := crops_lacking(options.datasplit, count, options.num_fold):
+        raise DatasplitError(*lacking)
 
 
 def _chosen(datasplit: Datasplit, options: ConvertOptions) -> tuple[CropRef, ...]:
@@ -174,7 +174,9 @@ def _write_labels(
         if c.converted
     ]
     written: list[WrittenLabel] = mapper(
-        partial(write_label, options=options), jobs, lost=WrittenLabel.lost
+        partial(write_label, options=options),
+        jobs,
+        lost=partial(lost_label, options=options),
     )
     made, failed = 0, {}
     for job, label in zip(jobs, written, strict=True):
@@ -185,6 +187,23 @@ def _write_labels(
         else:
             made += label.changed or not job.crop.current
     return [failed.get(crop.ref, crop) for crop in crops], made
+
+
+def _warn_of_names(datasplit: Datasplit) -> None:
+    """Say which names are not those that the datasplit gives."""
+    for base, stores in names_of_stores(datasplit.crops).items():
+        if len(stores) > 1:
+            listed = ", ".join(f"{name} ({store})" for name, store in sorted(stores.items()))
+            logger.warning(
+                "%d stores are called %s: their datasets are %s", len(stores), base, listed
+            )
+    for known, crop in listed_twice(datasplit):
+        logger.warning(
+            "%s is in the datasplit (%s) and in the test manifest: its test grid is converted as %s",
+            known.name,
+            known.split,
+            crop.name,
+        )
 
 
 def _warn(classes: Sequence[str], crops: Sequence[ReadCrop]) -> None:
@@ -224,7 +243,24 @@ def _picture(crop: ReadCrop, options: ConvertOptions) -> CropPicture:
     )
 
 
+def _linked(crops: Sequence[ReadCrop]) -> list[ReadCrop]:
+    """The crops, each with the names of those that show some of the same voxels."""
+    extents = [crop.extent for crop in crops if crop.extent]
+    shared = leakage.overlaps(extents)
+    specimen = leakage.specimens((c.ref.dataset, c.extent.volume) for c in crops if c.extent)
+    linked = []
+    for crop in crops:
+        update = {
+            "overlaps": shared.get(crop.ref.name),
+            "specimen": specimen.get(crop.ref.dataset),
+        }
+        info = crop.info.model_copy(update=update) if crop.info else None
+        linked.append(crop.model_copy(update={"info": info}))
+    return linked
+
+
 def _datalist(crops: Sequence[ReadCrop], table: LabelTable, options: ConvertOptions) -> Datalist:
+    crops = _linked(crops)
     datalist = Datalist(
         folder=options.output_dir,
         table=table,

@@ -15,11 +15,13 @@ from cellmap_core import nifti
 from cellmap_core.alignment import Alignment, alignment
 from cellmap_core.combinations import CODE_DTYPE, Coder, look_up
 from cellmap_core.crop import Crop, open_crop
+from cellmap_core.crop_refs import place_of, tissue_of
 from cellmap_core.crops_table import CropRow, Status
 from cellmap_core.datalist import CaseInfo
 from cellmap_core.datasplit import CropRef
 from cellmap_core.errors import CellmapError, CropExcluded, StoreError
 from cellmap_core.label_table import PRESENT, States
+from cellmap_core.leakage import Extent, box_within
 from cellmap_core.machine import keep_memory
 from cellmap_core.models import Frozen
 from cellmap_core.options import ConvertOptions
@@ -44,6 +46,7 @@ class ReadCrop(Frozen):
     annotated: tuple[str, ...] = ()
     info: CaseInfo | None = None
     alignment: Alignment | None = None
+    extent: Extent | None = None
     voxels: int = 0
     interpolated: bool = False
     key: str = ""
@@ -53,12 +56,6 @@ class ReadCrop(Frozen):
     def converted(self) -> bool:
         """Whether its files are there."""
         return self.row.status == "converted"
-
-    @classmethod
-    def lost(cls, ref: CropRef, error: Exception) -> ReadCrop:
-        """A crop whose worker died while it was read."""
-        reason = f"its worker was killed ({type(error).__name__}); out of memory?"
-        return cls(ref=ref, row=CropRow.of_ref(ref, "failed", reason))
 
 
 class LabelJob(Frozen):
@@ -74,11 +71,6 @@ class WrittenLabel(Frozen):
 
     changed: bool = False
     reason: str = ""
-
-    @classmethod
-    def lost(cls, _job: LabelJob, error: Exception) -> WrittenLabel:
-        """A crop whose worker died while its labels were written."""
-        return cls(reason=f"its worker was killed ({type(error).__name__})")
 
 
 class CropPaths:
@@ -138,6 +130,17 @@ def read_crop(ref: CropRef, classes: tuple[str, ...], options: ConvertOptions) -
         return _not_converted(ref, options, "failed", f"unexpected {error!r}")
 
 
+def lost_crop(ref: CropRef, error: Exception, options: ConvertOptions) -> ReadCrop:
+    """Return the row of a crop whose worker died while it was read, and remove its files."""
+    return _not_converted(ref, options, "failed", _killed(error))
+
+
+def lost_label(job: LabelJob, error: Exception, options: ConvertOptions) -> WrittenLabel:
+    """Return why a crop whose worker died has no labels, and remove its files."""
+    CropPaths(job.crop.ref, options).remove()
+    return WrittenLabel(reason=_killed(error))
+
+
 def write_label(job: LabelJob, options: ConvertOptions) -> WrittenLabel:
     """Write a crop's labels under the shared ids, where they are not there already."""
     paths = CropPaths(job.crop.ref, options)
@@ -154,6 +157,10 @@ def write_label(job: LabelJob, options: ConvertOptions) -> WrittenLabel:
         paths.remove()
         return WrittenLabel(reason=f"unexpected {error!r}")
     return WrittenLabel(changed=True)
+
+
+def _killed(error: Exception) -> str:
+    return f"its worker was killed ({type(error).__name__}); out of memory?"
 
 
 def _write_label(job: LabelJob, paths: CropPaths, key: str) -> None:
@@ -197,10 +204,20 @@ def _read_open_crop(crop: Crop, classes: tuple[str, ...], options: ConvertOption
             label_shift_nm=made.alignment.shift_nm,
         ),
         alignment=made.alignment,
+        extent=_extent(crop),
         voxels=int(np.prod(crop.grid.shape_vox)),
         interpolated=crop.coarser_than_need_be(),
         key=key,
         current=receipt is not None,
+    )
+
+
+def _extent(crop: Crop) -> Extent:
+    return Extent(
+        name=crop.ref.name,
+        volume=place_of(crop.ref.raw),
+        box=box_within(crop.label_grid),
+        tissue=tissue_of(crop.ref),
     )
 
 

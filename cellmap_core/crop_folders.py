@@ -190,4 +190,4 @@ def _read_folder(location: str) -> CropRef:
         raise RowError(f"{location} is no crop", _SHOWN)
     alignment, crop = inside[0], inside[-1]
     raw = image_in(f"{store}/{alignment}/em", f"{dataset}/{crop}")
-    return CropRef(dataset=dataset, crop=crop, split="train", raw=raw, labels=location)
+    return CropRef(dataset=dataset, crop=crop, split="train", raw=raw, labels=location, store=store)

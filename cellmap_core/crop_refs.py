@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Literal, get_args
 
 from cellmap_core.errors import CellmapError, DatasplitError, RowError
 from cellmap_core.grid import Grid
 from cellmap_core.models import Frozen
+from cellmap_core.names import distinct_names
 from cellmap_core.provenance import key_of
 
-SPLITS = ("train", "validate", "test")
+Split = Literal["train", "validate", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
 
+# The folder of a reconstruction, the first in a store of CellMap's layout.
+_RECON = re.compile(r"recon-")
+# What the uses of crops are called in the lists of other tools.
+_SYNONYMS: dict[str, Split] = {
+    "training": "train",
+    "validation": "validate",
+    "valid": "validate",
+    "val": "validate",
+    "testing": "test",
+}
+# Ends the name of a crop to predict whose own name is that of a crop of the datasplit.
+_TEST_SUFFIX = "-test"
 
 # Names after which the underscore that parts them from the dataset is the last but our own.
 _PLAIN_CROP = re.compile(r"(?!recon)[^_]+|crop\d+_recon-[^_]+")
@@ -23,7 +39,7 @@ class CropRef(Frozen):
     Attributes
     ----------
     dataset, crop : str
-        Names, from the store and the label path.
+        Names, from the store and the label path; together they are those of no other crop.
     split : str
         ``train``, ``validate`` or ``test``.
     raw, labels : str
@@ -31,6 +47,8 @@ class CropRef(Frozen):
         ``labels`` is empty for a crop to predict.
     classes : tuple of str
         Classes the row lists; empty means all that the crop has.
+    store : str
+        The store that the dataset is named after; empty where a list names the dataset.
     grid : Grid or None
         The crop's own grid where no label array tells it.
     line : int
@@ -39,10 +57,11 @@ class CropRef(Frozen):
 
     dataset: str
     crop: str
-    split: str
+    split: Split
     raw: str
     labels: str = ""
     classes: tuple[str, ...] = ()
+    store: str = ""
     grid: Grid | None = None
     line: int = 0
 
@@ -113,31 +132,73 @@ def gather(
     DatasplitError
         No row can be read.
     """
-    crops: dict[str, CropRef] = {}
-    bad: list[BadRow] = []
-    for line, text in rows:
+    texts = dict(rows)
+    bad: dict[int, str] = {}
+    refs: list[CropRef] = []
+    for line, text in texts.items():
         try:
-            _add(crops, read(text).model_copy(update={"line": line}))
+            refs.append(read(text).model_copy(update={"line": line}))
         except CellmapError as error:
-            bad.append(BadRow(line=line, text=text, reason=str(error)))
+            bad[line] = str(error)
+    crops: dict[str, CropRef] = {}
+    for ref in _with_crop_names(_with_dataset_names(refs)):
+        try:
+            _add(crops, ref)
+        except RowError as error:
+            bad[ref.line] = str(error)
+    bad_rows = tuple(BadRow(line=n, text=texts[n], reason=bad[n]) for n in sorted(bad))
     if not crops:
-        first = f" (first: line {bad[0].line}: {bad[0].reason})" if bad else ""
+        first = f" (first: line {bad_rows[0].line}: {bad_rows[0].reason})" if bad_rows else ""
         raise DatasplitError(f"{source} names no crop that can be read{first}", "at least one")
-    return Datasplit(crops=tuple(crops.values()), bad_rows=tuple(bad))
+    return Datasplit(crops=tuple(crops.values()), bad_rows=bad_rows)
 
 
-def check_split(split: str) -> str:
-    """Give a split back, or refuse it.
+def check_split(split: str) -> Split:
+    """Return the split that a name means, whatever its case.
 
     Raises
     ------
     RowError
         It is none of the known ones.
     """
-    split = split.lower()
-    if split not in SPLITS:
-        raise RowError(f"split {split!r}", f"one of {', '.join(SPLITS)}")
-    return split
+    name = split.strip().lower()
+    for known in SPLITS:
+        if known in (name, _SYNONYMS.get(name)):
+            return known
+    raise RowError(f"split {split!r}", f"one of {', '.join(SPLITS)}")
+
+
+def with_test_crops(datasplit: Datasplit, crops: Sequence[CropRef]) -> Datasplit:
+    """Return the datasplit with more crops to predict.
+
+    One that has the name of a crop of the datasplit gets a name of its own, and thus files of
+    its own: the two may differ in extent.
+    """
+    taken = {crop.name for crop in datasplit.crops}
+    added = []
+    for crop in crops:
+        while crop.name in taken:
+            crop = crop.model_copy(update={"crop": f"{crop.crop}{_TEST_SUFFIX}"})
+        taken.add(crop.name)
+        added.append(crop)
+    return datasplit.model_copy(update={"crops": (*datasplit.crops, *added)})
+
+
+def listed_twice(datasplit: Datasplit) -> tuple[tuple[CropRef, CropRef], ...]:
+    """Crops of the datasplit that are to be predicted too, each with its reference for that."""
+    by_name = {crop.name: crop for crop in datasplit.crops}
+    given = (c for c in by_name.values() if c.grid and c.crop.endswith(_TEST_SUFFIX))
+    pairs = ((by_name.get(c.name.removesuffix(_TEST_SUFFIX)), c) for c in given)
+    return tuple((one, c) for one, c in pairs if one is not None)
+
+
+def names_of_stores(crops: Iterable[CropRef]) -> dict[str, dict[str, str]]:
+    """Base name of stores → names of the datasets in them → store."""
+    found: dict[str, dict[str, str]] = {}
+    for crop in crops:
+        if crop.store:
+            found.setdefault(in_store(crop.store)[0], {})[crop.dataset] = crop.store
+    return found
 
 
 def in_store(location: str) -> tuple[str, str, tuple[str, ...]]:
@@ -156,13 +217,62 @@ def in_store(location: str) -> tuple[str, str, tuple[str, ...]]:
     raise RowError(f"no .zarr in {location}", "<dataset>.zarr/…/crop<N>")
 
 
+def place_of(location: str) -> str:
+    """Return the one name of a location: links in a local path are followed."""
+    return location if "://" in location else str(Path(location).resolve())
+
+
+def tissue_of(ref: CropRef) -> str:
+    """Return what all reconstructions of a crop have in common; empty where nothing tells."""
+    try:
+        _, store, inside = in_store(ref.labels)
+    except RowError:
+        return ""
+    return (
+        "/".join((place_of(store), *inside[1:])) if inside[:1] and _RECON.match(inside[0]) else ""
+    )
+
+
+def _with_dataset_names(refs: Sequence[CropRef]) -> list[CropRef]:
+    """Name the datasets of stores with the same base name after the folders of the stores."""
+    places = {ref.store: place_of(ref.store) for ref in refs if ref.store}
+    # A place that is spelt in several ways has the name of one spelling, in any order of rows.
+    spelling = {
+        place: min(s for s, p in places.items() if p == place) for place in set(places.values())
+    }
+    by_base: dict[str, list[str]] = {}
+    for store in spelling.values():
+        by_base.setdefault(in_store(store)[0], []).append(store)
+    taken = {*by_base, *(ref.dataset for ref in refs if not ref.store)}
+    name_of: dict[str, str] = {}
+    for base, stores in sorted(by_base.items()):
+        if len(stores) > 1:
+            others = frozenset(taken - {base}) | {*name_of.values()}
+            name_of.update(distinct_names(base, stores, others))
+    named = []
+    for ref in refs:
+        name = name_of.get(spelling[places[ref.store]]) if ref.store else None
+        named.append(ref.model_copy(update={"dataset": name}) if name else ref)
+    return named
+
+
+def _with_crop_names(refs: Sequence[CropRef]) -> list[CropRef]:
+    """Name the reconstructions of a crop: the first, in the order of their names, is plain."""
+    alignments: dict[str, set[str]] = {}
+    for ref in refs:
+        alignments.setdefault(ref.name, set()).add(_alignment(ref))
+    # Another reconstruction of the same volume is another crop, and needs its own files.
+    return [
+        ref
+        if (alignment := _alignment(ref)) == min(alignments[ref.name])
+        else ref.model_copy(update={"crop": f"{ref.crop}_{alignment}"})
+        for ref in refs
+    ]
+
+
 def _add(crops: dict[str, CropRef], new: CropRef) -> None:
     """Take a crop in; rows of the same crop become one with the classes of all."""
     known = crops.get(new.name)
-    if known is not None and _alignment(known) != _alignment(new):
-        # Another reconstruction of the same volume is another crop, and needs its own files.
-        new = new.model_copy(update={"crop": f"{new.crop}_{_alignment(new)}"})
-        known = crops.get(new.name)
     if known is None:
         crops[new.name] = new
         return

@@ -5,16 +5,19 @@ from __future__ import annotations
 import csv
 import posixpath
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from cellmap_core import remote
-from cellmap_core.errors import DatasplitError, OptionError, StoreError
+from cellmap_core.errors import DatasplitError, OptionError, RowError, StoreError
 from cellmap_core.paths import expand, expand_path
 
 # Stands for a comma inside [nuc,mito] while a row is split at its commas.
 _INNER_COMMA = "\x1f"
 _BRACKETS = re.compile(r"\[[^\]]*\]")
+# What pandas and other tools write into a cell that has no value.
+_NO_VALUE = frozenset({"", "nan", "none", "null", "na", "n/a", "#n/a", "<na>", "nat"})
 # What a Path leaves of s3://bucket/…: one slash.
 _FAR = re.compile(r"^(\w{2,}):/+(?=[^/])")
 
@@ -46,6 +49,25 @@ def columns(row: str) -> list[str]:
     protected = _BRACKETS.sub(lambda m: m.group().replace(",", _INNER_COMMA), row)
     split = next(csv.reader([protected], skipinitialspace=True), [])
     return [column.replace(_INNER_COMMA, ",").strip() for column in split]
+
+
+def is_empty(cell: str) -> bool:
+    """Whether a cell holds nothing, or what tools write for nothing (``nan``, ``None``, …)."""
+    return cell.strip().lower() in _NO_VALUE
+
+
+def named_columns(names: Sequence[str], row: str) -> dict[str, str]:
+    """Return the cells of a row that have a value, by the names of their columns.
+
+    Raises
+    ------
+    RowError
+        The row has more columns than there are names.
+    """
+    values = columns(row)
+    if len(values) > len(names):
+        raise RowError(f"{len(values)} columns", f"{len(names)} as in the header")
+    return {n: v for n, v in zip(names, values, strict=False) if not is_empty(v)}
 
 
 def start_of_paths(path: Path, data_root: str | None) -> str:

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError
 
+from cellmap_core.class_ids import table_of
 from cellmap_core.errors import DatalistError, PathError
 from cellmap_core.label_table import LabelTable
 from cellmap_core.models import Frozen
+from cellmap_core.names import distinct_names
 from cellmap_core.paths import expand
 from cellmap_core.provenance import write_json
 
 # Fields of an entry that hold class ids.
 _ID_FIELDS = ("annotated_classes", "present_classes")
+# Fields of an entry that are not in the file.
+_DERIVED = ("title", "file_name")
+# Lists of held-out cases, as this and other tools call them.
+_TESTING, _VALIDATION = ("testing", "test"), ("validation", "val")
 
 
 class CaseInfo(Frozen):
@@ -33,6 +40,10 @@ class CaseInfo(Frozen):
         ``unlabelled``; empty where nobody looked.
     label_shift_nm : tuple of float or None
         How far the labels lie off the EM, where they are shifted.
+    overlaps : tuple of str or None
+        Names of the crops that show some of the same voxels; None where none does.
+    specimen : str or None
+        The dataset that shows the same raw volume, where that is another one.
     """
 
     dataset: str
@@ -41,6 +52,8 @@ class CaseInfo(Frozen):
     translation_nm: tuple[float, float, float]
     alignment: str = ""
     label_shift_nm: tuple[float, float, float] | None = None
+    overlaps: tuple[str, ...] | None = None
+    specimen: str | None = None
 
 
 class Entry(Frozen):
@@ -59,6 +72,8 @@ class Entry(Frozen):
         Ids of the classes present in this crop; what folds are balanced by.
     cellmap : CaseInfo
         Dataset, crop and geometry.
+    title, file_name : str
+        The case's name, and its name in file names, where its own are those of others too.
     """
 
     image: str
@@ -67,18 +82,21 @@ class Entry(Frozen):
     annotated_classes: tuple[int, ...] = ()
     present_classes: tuple[int, ...] = ()
     cellmap: CaseInfo | None = None
+    title: str = Field("", exclude=True)
+    file_name: str = Field("", exclude=True)
 
     @property
     def name(self) -> str:
         """The case as users call it: ``dataset/crop``, or the image's file name."""
-        return (
-            f"{self.cellmap.dataset}/{self.cellmap.crop}" if self.cellmap else Path(self.image).name
-        )
+        if self.title:
+            return self.title
+        info = self.cellmap
+        return f"{info.dataset}/{info.crop}" if info else Path(self.image).name
 
     @property
     def stem(self) -> str:
         """The case's name in file names."""
-        return Path(self.image).name.removesuffix(".gz").removesuffix(".nii")
+        return self.file_name or Path(self.image).name.removesuffix(".gz").removesuffix(".nii")
 
 
 class Datalist(Frozen):
@@ -92,6 +110,10 @@ class Datalist(Frozen):
         Classes and label ids.
     training, testing : tuple of Entry
         Cases with folds to train on; held-out cases to predict (scored where labelled).
+    notes : tuple of str
+        What the folds could not have, and which cases show the same voxels.
+    remarks : tuple of str
+        What the file says that is not used as another tool would; not written again.
     """
 
     folder: Path
@@ -99,6 +121,7 @@ class Datalist(Frozen):
     training: tuple[Entry, ...]
     testing: tuple[Entry, ...] = ()
     notes: tuple[str, ...] = Field(default=())
+    remarks: tuple[str, ...] = ()
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -147,8 +170,9 @@ def write_datalist(path: Path, datalist: Datalist) -> None:
 def read_datalist(path: Path) -> Datalist:
     """Read and check a ``datalist.json``.
 
-    Lists made elsewhere work too: where there is no label table, the class names (plain or
-    MONAI's groups) give one; where a case does not say which classes are annotated, all are.
+    Lists made elsewhere work too: where there is no label table, their class names or labels
+    give one; where a case does not say which classes are annotated, all are. Cases of a list
+    ``validation`` are held out, as those of ``testing``.
 
     Raises
     ------
@@ -160,52 +184,94 @@ def read_datalist(path: Path) -> Datalist:
             f"no datalist at {path}", "a datalist.json", "make it with flows/convert.py"
         )
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, OSError) as error:
         raise DatalistError(f"{path} is not readable JSON ({error})", "a datalist.json") from error
     if not isinstance(document, dict):
         raise DatalistError(f"{path} is no JSON object", "keys training, testing, class_names")
-    table = _table(path, document)
+    try:
+        table = table_of(document)
+    except DatalistError as error:
+        raise DatalistError(f"{path}: {error.found}", error.expected, error.do) from error
     training = _entries(path, document, "training", len(table.classes))
-    testing = _entries(path, document, "testing", len(table.classes))
     if missing := [e.name for e in training if e.label is None]:
         raise DatalistError(f"{path}: training case {missing[0]} has no label", "image and label")
+    testing = _held_out(path, document, len(table.classes))
+    titles = _names_of((*training, *testing), path.parent, lambda e: e.name, "/")
     return Datalist(
         folder=path.resolve().parent,
         table=table,
-        training=training,
-        testing=testing,
+        training=_with_names(training, titles, path.parent),
+        testing=_with_names(testing, titles, path.parent),
         notes=tuple(document.get("notes") or ()),
+        remarks=_remarks(path, document),
     )
 
 
-def _table(path: Path, document: dict[str, Any]) -> LabelTable:
-    groups = document.get("class_names")
-    if not isinstance(groups, list) or not groups:
-        raise DatalistError(f"{path} names no classes", "class_names: [{name, index: [ids]}]")
-    names = [str(g.get("name")) if isinstance(g, dict) else str(g) for g in groups]
-    if twice := sorted({n for n in names if names.count(n) > 1}):
-        raise DatalistError(f"{path} names {twice[0]} twice", "each class once")
-    if document.get("label_table") is not None:
-        return LabelTable.from_json(names, _list(path, document, "label_table"))
-    if not all(isinstance(g, dict) for g in groups):
-        return LabelTable.of(names)
-    return _table_of_groups(path, names, groups)
+def _held_out(path: Path, document: dict[str, Any], count: int) -> tuple[Entry, ...]:
+    """The cases of all lists of held-out cases; one that several lists have counts once."""
+    found: dict[str, Entry] = {}
+    for key in (*_TESTING, *_VALIDATION):
+        for entry in _entries(path, document, key, count):
+            known = found.get(os.path.normpath(entry.image))
+            if known is None or known.label is None:
+                found[os.path.normpath(entry.image)] = entry.model_copy(update={"fold": None})
+    return tuple(found.values())
 
 
-def _table_of_groups(path: Path, names: list[str], groups: list[dict[str, Any]]) -> LabelTable:
-    """The table of MONAI's groups alone: an id has every class whose group lists it."""
-    try:
-        listed = [g["index"] if isinstance(g["index"], list) else [g["index"]] for g in groups]
-        indices = [[int(i) for i in group] for group in listed]
-        last = max(i for group in indices for i in group)
-    except (KeyError, TypeError, ValueError) as error:
-        raise DatalistError(f"{path}: class_names without ids", "{name, index: [ids]}") from error
-    rows = [
-        {"id": i, "present": [n for n, ids in zip(names, indices, strict=True) if i in ids]}
-        for i in range(last + 1)
+def _remarks(path: Path, document: dict[str, Any]) -> tuple[str, ...]:
+    """What is not used as another tool would: validation lists, and lists of unknown names."""
+    remarks = [
+        f"{path}: the {len(document[key])} cases of its list {key!r} are held out: the ensemble "
+        "predicts and scores them, and no model is trained or chosen by them. Folds validate "
+        "cases of 'training'; to choose which, give those the key 'fold'"
+        for key in _VALIDATION
+        if document.get(key)
     ]
-    return LabelTable.from_json(names, rows)
+    known = {"training", *_TESTING, *_VALIDATION, "class_names", "label_table", "notes"}
+    remarks += [
+        f"{path}: the {len(rows)} cases of its list {key!r} are not used; expected one of "
+        "'training', 'validation' and 'testing'"
+        for key, rows in document.items()
+        if key not in known and isinstance(rows, list) and rows and all(map(_is_case, rows))
+    ]
+    return tuple(remarks)
+
+
+def _is_case(row: Any) -> bool:
+    image = row.get("image") if isinstance(row, dict) else row
+    return bool(image) and (isinstance(row, dict) or ".nii" in str(image))
+
+
+def _names_of(
+    entries: Iterable[Entry], folder: Path, name_of: Callable[[Entry], str], joint: str
+) -> dict[str, str]:
+    """Image → a name that no other image has, for those that share theirs."""
+    images: dict[str, set[str]] = {}
+    for entry in entries:
+        images.setdefault(name_of(entry), set()).add(_absolute(folder, entry))
+    shared = {name: sorted(places) for name, places in images.items() if len(places) > 1}
+    taken = frozenset(images)
+    return {
+        place: name
+        for base, places in shared.items()
+        for place, name in distinct_names(base, places, taken - {base}, joint).items()
+    }
+
+
+def _with_names(
+    entries: Sequence[Entry], titles: dict[str, str], folder: Path
+) -> tuple[Entry, ...]:
+    stems = _names_of(entries, folder, lambda e: e.stem, "_")
+    places = [_absolute(folder, entry) for entry in entries]
+    return tuple(
+        entry.model_copy(update={"title": titles.get(place, ""), "file_name": stems.get(place, "")})
+        for entry, place in zip(entries, places, strict=True)
+    )
+
+
+def _absolute(folder: Path, entry: Entry) -> str:
+    return os.path.normpath(folder.resolve() / entry.image)
 
 
 def _list(path: Path, document: dict[str, Any], key: str) -> list[Any]:
@@ -225,9 +291,12 @@ def _entries(path: Path, document: dict[str, Any], key: str, count: int) -> tupl
 
 
 def _entry(path: Path, where: str, row: Any, count: int) -> Entry:
+    if isinstance(row, str) and not where.startswith("training"):
+        row = {"image": row}  # As Decathlon lists cases to predict.
     if not isinstance(row, dict):
         raise DatalistError(f"{path}: {where} is {type(row).__name__}", "image, label, fold")
-    known = {k: v for k, v in row.items() if k in Entry.model_fields and v is not None}
+    fields = Entry.model_fields.keys() - set(_DERIVED)
+    known = {k: v for k, v in row.items() if k in fields and v is not None}
     for key in _ID_FIELDS:
         if isinstance(known.get(key), dict):
             known[key] = tuple(known[key].values())

@@ -81,19 +81,22 @@ def parse_row(text: str, start: str) -> CropRef:
         split, raw, labels = found
     else:
         raise RowError(f"{len(found)} columns", "5 (split, store, raw, store, labels) or 3")
-    check_split(split)
+    use = check_split(split)
     labels, classes = _take_classes(labels)
     labels = expand(labels)  # The dataset's name may be a variable's.
     crop = labels.rstrip("/").rsplit("/", 1)[-1]
     if not crop or not raw.strip("/"):
         raise RowError("an empty path", "paths of the raw group and of the crop's labels")
+    labels = absolute(labels, start)
+    dataset, store, _ = in_store(labels)
     return CropRef(
-        dataset=in_store(labels)[0],
+        dataset=dataset,
         crop=crop,
-        split=split,
+        split=use,
         raw=absolute(_LEVEL.sub("", raw), start),
-        labels=absolute(labels, start),
+        labels=labels,
         classes=classes,
+        store=store,
     )
 
 

@@ -9,17 +9,37 @@ from pathlib import Path
 
 from cellmap_core.datalist import Datalist, Entry, read_datalist, write_datalist
 from cellmap_core.errors import DatalistError
+from cellmap_core.leakage import joined, leakage_notes, shared_voxels
 from cellmap_core.models import Frozen
 
 logger = logging.getLogger(__name__)
 
 
+# A training needs a crop to train on and one to validate.
+_FEWEST = 2
+# With fewer datasets than this for each fold, classes may weigh more than datasets.
+_MANY = 2
+# The part of the classes that must gain by it before crops of a dataset are parted.
+_WORTH = 0.25
+
+
 class FoldItem(Frozen):
-    """One crop as the folds see it: its dataset and the classes present in it."""
+    """One crop as the folds see it.
+
+    Attributes
+    ----------
+    name, dataset : str
+        Its name, which no other has, and the specimen it is of.
+    present : tuple of str
+        Classes present in it.
+    together : str
+        The same for crops that must be in one fold; empty for a crop that is free.
+    """
 
     name: str
     dataset: str
     present: tuple[str, ...]
+    together: str = ""
 
 
 def assign_folds(
@@ -35,65 +55,91 @@ def assign_folds(
     items : sequence of FoldItem
         The crops, in any order; the result does not depend on it.
     num_fold : int
-        Number of folds; at most the number of crops is used.
+        Number of folds; at most the number of groups is used.
     by : str
-        ``dataset``, ``crop`` or ``auto``: by dataset where there are enough of them.
+        ``dataset``, ``crop`` or ``auto``: by dataset where there are enough of them. With fewer
+        than two datasets a fold they are parted all the same if that keeps a quarter of the
+        classes from being in one fold alone, where nothing validates them.
 
     Returns
     -------
     folds : dict of str to int
         Fold by crop name.
     notes : tuple of str
-        What could not be had: shared datasets, classes missing from a fold.
+        What could not be had: shared datasets, classes missing from a fold; with the remedy.
     """
-    datasets = sorted({item.dataset for item in items})
-    by_dataset = by == "dataset" or (by == "auto" and len(datasets) >= num_fold)
-    groups: dict[str, list[FoldItem]] = {}
-    for item in sorted(items, key=lambda i: i.name):
-        groups.setdefault(item.dataset if by_dataset else item.name, []).append(item)
-    count = min(num_fold, len(groups))
-    placed = _place(groups, count)
-    folds = {item.name: placed[key] for key, group in groups.items() for item in group}
-    notes = _notes(items, folds, count) if count > 1 else ()
-    if count < num_fold:
-        what = "datasets" if by_dataset else "crops"
-        notes = (f"{num_fold} folds asked for, {count} made: there are no more {what}", *notes)
-    if not by_dataset and len(datasets) < len(items):
-        notes = (
-            f"crops of one dataset are in different folds ({len(datasets)} datasets for "
-            f"{num_fold} folds): validation Dice is optimistic for other specimens",
-            *notes,
+    items = sorted(items, key=lambda i: i.name)
+    whole, parted = (_deal(_groups(items, d), num_fold) for d in (True, False))
+    datasets = len(_groups(items, by_dataset=True))
+    few = num_fold <= datasets < _MANY * num_fold
+    gained = _gained(items, whole, parted) if few else ()
+    by_dataset = by == "dataset" or (by == "auto" and datasets >= num_fold and not gained)
+    folds = whole if by_dataset else parted
+    made = len(set(folds.values()))
+    notes = []
+    if made < num_fold:
+        notes.append(
+            f"{num_fold} folds asked for, {made} made: there are no more "
+            f"{'datasets' if by_dataset else 'crops'}; {_remedy(made, by_dataset)}"
         )
-    return folds, notes
+    if not by_dataset and datasets < len(_groups(items, by_dataset=False)):
+        why = f"else {', '.join(gained)} would be in one fold alone; " if by == "auto" else ""
+        notes.append(
+            f"crops of one dataset are in different folds ({why if gained else ''}{datasets} "
+            f"datasets for {num_fold} folds): validation Dice is optimistic for other specimens"
+            f"{'; fold_by=dataset keeps them together' if datasets >= num_fold else ''}"
+        )
+    if made > 1:
+        notes += _class_notes(items, folds, parted)
+    return folds, tuple(notes)
 
 
 def with_folds(datalist: Datalist, num_fold: int, by: str = "auto") -> Datalist:
-    """The same list with its training cases assigned to folds anew, and notes on them."""
+    """The same list with its training cases assigned to folds anew, and notes on them.
+
+    Cases that show the same voxels are in one fold.
+    """
+    pairs = shared_voxels(datalist)
+    trained = {entry.image for entry in datalist.training}
+    together = joined((a.image, b.image) for a, b in pairs if b.image in trained)
     items = [
         FoldItem(
             name=entry.image,  # Unlike a name, a path is no one else's.
-            dataset=entry.cellmap.dataset if entry.cellmap else entry.image,
+            dataset=_specimen(entry),
             present=tuple(datalist.classes[i - 1] for i in entry.present_classes),
+            together=together.get(entry.image, ""),
         )
         for entry in datalist.training
     ]
     folds, notes = assign_folds(items, num_fold, by)
-    for note in notes:
-        logger.warning("folds: %s", note)
     training = tuple(e.model_copy(update={"fold": folds[e.image]}) for e in datalist.training)
-    return datalist.model_copy(update={"training": training, "notes": notes})
+    dealt = datalist.model_copy(update={"training": training})
+    notes = (*notes, *leakage_notes(dealt, pairs))
+    _log(notes)
+    return dealt.model_copy(update={"notes": notes})
+
+
+def crops_lacking(source: object, count: int, num_fold: int) -> tuple[str, str, str] | None:
+    """Return what an error says of fewer crops to train on than folds; None where they do.
+
+    No number of folds does for fewer than two crops: one has to validate.
+    """
+    if count >= num_fold:
+        return None
+    return (
+        f"{source} has {count} crop{'' if count == 1 else 's'} to train on",
+        f"at least one for each of {num_fold} folds",
+        f"set num_fold to {count} or less, or add crops"
+        if count >= _FEWEST
+        else f"add crops: a training needs at least {_FEWEST}, one of them to validate",
+    )
 
 
 def check_fold_count(source: Path, num_fold: int) -> Datalist:
     """Read a datalist, refusing one with fewer crops to train on than folds."""
     datalist = read_datalist(source)
-    count = len(datalist.training)
-    if count < num_fold:
-        raise DatalistError(
-            f"{source} has {count} crops to train on",
-            f"at least one for each of {num_fold} folds",
-            f"set num_fold to {max(count, 2)} or less, or add crops",
-        )
+    if lacking := crops_lacking(source, len(datalist.training), num_fold):
+        raise DatalistError(*lacking)
     return datalist
 
 
@@ -106,9 +152,11 @@ def working_datalist(source: Path, work_dir: Path, num_fold: int, by: str = "aut
     Raises
     ------
     DatalistError
-        There are fewer training cases than folds.
+        There are fewer training cases, or groups of them, than folds.
     """
     datalist = check_fold_count(source, num_fold)
+    for remark in datalist.remarks:
+        logger.warning("%s", remark)
     if datalist.folds() != tuple(range(num_fold)):
         logger.warning(
             "folds: %s has folds %s, %d were asked for: its crops are assigned anew",
@@ -117,6 +165,12 @@ def working_datalist(source: Path, work_dir: Path, num_fold: int, by: str = "aut
             num_fold,
         )
         datalist = with_folds(datalist, num_fold, by)
+        _check_made(source, datalist, num_fold, by)
+    else:
+        leaks = leakage_notes(datalist, shared_voxels(datalist))
+        _log(leaks)
+        notes = tuple(dict.fromkeys((*datalist.notes, *leaks)))
+        datalist = datalist.model_copy(update={"notes": notes})
     target = work_dir / "datalist.json"
     moved = {
         "training": tuple(_moved(e, datalist.folder, work_dir) for e in datalist.training),
@@ -126,11 +180,55 @@ def working_datalist(source: Path, work_dir: Path, num_fold: int, by: str = "aut
     return target
 
 
+def _check_made(source: Path, datalist: Datalist, num_fold: int, by: str) -> None:
+    made = len(datalist.folds())
+    if made < num_fold:
+        raise DatalistError(
+            f"{source}: {made} of {num_fold} folds can be made with fold_by={by}",
+            "a group of crops for each fold",
+            _remedy(made, by != "crop"),
+        )
+
+
+def _remedy(groups: int, by_dataset: bool) -> str:
+    choices = ["set fold_by=crop"] if by_dataset else []
+    choices += [f"set num_fold to {groups} or less"] if groups >= _FEWEST else []
+    return " or ".join([*choices, f"add crops{' of other datasets' if by_dataset else ''}"])
+
+
+def _log(notes: Sequence[str]) -> None:
+    for note in notes:
+        logger.warning("folds: %s", note)
+
+
+def _specimen(entry: Entry) -> str:
+    info = entry.cellmap
+    return (info.specimen or info.dataset) if info else entry.image
+
+
 def _moved(entry: Entry, old: Path, new: Path) -> Entry:
     def relative(name: str | None) -> str | None:
         return None if name is None else os.path.relpath(old / name, new.resolve())
 
     return entry.model_copy(update={"image": relative(entry.image), "label": relative(entry.label)})
+
+
+def _groups(items: Sequence[FoldItem], by_dataset: bool) -> dict[str, list[FoldItem]]:
+    """The crops that go into a fold as one, by the least dataset or name among them."""
+    pairs = [(f"n {i.name}", f"d {i.dataset}" if by_dataset else f"n {i.name}") for i in items]
+    pairs += [(f"n {i.name}", f"t {i.together}") for i in items if i.together]
+    group_of = joined(pairs)
+    found: dict[str, list[FoldItem]] = {}
+    for item in items:
+        found.setdefault(group_of[f"n {item.name}"], []).append(item)
+    names = ((min(i.dataset if by_dataset else i.name for i in g), g) for g in found.values())
+    return dict(names)
+
+
+def _deal(groups: Mapping[str, list[FoldItem]], num_fold: int) -> dict[str, int]:
+    """Fold by crop name; as many folds as asked for, or as there are groups."""
+    placed = _place(groups, min(num_fold, len(groups)))
+    return {item.name: placed[key] for key, group in groups.items() for item in group}
 
 
 def _place(groups: Mapping[str, list[FoldItem]], count: int) -> dict[str, int]:
@@ -170,17 +268,44 @@ def _cost(load: dict[str, float], new: dict[str, float], totals: dict[str, float
     )
 
 
-def _notes(items: Sequence[FoldItem], folds: dict[str, int], count: int) -> tuple[str, ...]:
-    notes = []
-    for name in sorted({c for item in items for c in item.present}):
-        having = {folds[item.name] for item in items if name in item.present}
+def _folds_having(items: Sequence[FoldItem], folds: Mapping[str, int]) -> dict[str, set[int]]:
+    """The folds in which each class is present."""
+    having: dict[str, set[int]] = {}
+    for item in items:
+        for name in item.present:
+            having.setdefault(name, set()).add(folds[item.name])
+    return having
+
+
+def _gained(
+    items: Sequence[FoldItem], whole: Mapping[str, int], parted: Mapping[str, int]
+) -> tuple[str, ...]:
+    """Classes in one fold alone unless datasets are parted; none where they are too few."""
+    alone = _folds_having(items, whole)
+    more = _folds_having(items, parted)
+    gained = sorted(n for n in alone if len(alone[n]) == 1 and len(more[n]) > 1)
+    return tuple(gained) if len(gained) >= _WORTH * len(alone) else ()
+
+
+def _class_notes(
+    items: Sequence[FoldItem], folds: Mapping[str, int], parted: Mapping[str, int]
+) -> list[str]:
+    """A note on each class that a fold cannot validate, with the remedy."""
+    notes, every = [], set(folds.values())
+    better = _folds_having(items, parted)
+    for name, having in sorted(_folds_having(items, folds).items()):
+        remedy = (
+            f"fold_by=crop has it in {len(better[name])} folds"
+            if len(better[name]) > len(having)
+            else "annotate it in more crops, or set a smaller num_fold"
+        )
         if len(having) == 1:
             (only,) = having
             notes.append(
                 f"{name} is present in fold {only} alone: the model of fold {only} never sees it, "
-                "the others never validate it"
+                f"the others never validate it; {remedy}"
             )
-        elif missing := sorted(set(range(count)) - having):
+        elif missing := sorted(every - having):
             listed = ", ".join(map(str, missing))
-            notes.append(f"{name} is not present in fold {listed}: not validated there")
-    return tuple(notes)
+            notes.append(f"{name} is not present in fold {listed}: not validated there; {remedy}")
+    return notes

@@ -24,11 +24,15 @@ States = tuple[int, ...]
 
 
 class Combination(Frozen):
-    """What one label id says: the classes present and the classes unknown at a voxel."""
+    """What one label id says: the classes present and the classes unknown at a voxel.
+
+    ``undefined`` marks an id between others that has no meaning: no label file may hold it.
+    """
 
     id: int
     present: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
+    undefined: bool = False
 
 
 class LabelTable(Frozen):
@@ -93,6 +97,7 @@ class LabelTable(Frozen):
         """The ``label_table`` of a datalist."""
         return [
             {"id": c.id, "present": list(c.present), "unknown": list(c.unknown)}
+            | ({"undefined": True} if c.undefined else {})
             for c in self.combinations
         ]
 
@@ -115,8 +120,17 @@ class LabelTable(Frozen):
         return table
 
     def id_of(self) -> dict[States, int]:
-        """Label id by the states of all classes."""
-        return {tuple(int(s) for s in row): i for i, row in enumerate(self.states())}
+        """Label id by the states of all classes; the first where several say the same."""
+        ids: dict[States, int] = {}
+        for c, row in zip(self.combinations, self.states(), strict=True):
+            if not c.undefined:
+                ids.setdefault(tuple(int(s) for s in row), c.id)
+        return ids
+
+    @property
+    def undefined(self) -> tuple[int, ...]:
+        """Ids below the last that no label file may hold."""
+        return tuple(c.id for c in self.combinations if c.undefined)
 
     @property
     def dtype(self) -> np.dtype[Any]:

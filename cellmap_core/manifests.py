@@ -8,21 +8,35 @@ has the first form too, and its grids count.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
 
 from cellmap_core.crop_folders import IMAGE, image_in
-from cellmap_core.crop_refs import CropRef, Datasplit, check_split, gather, in_store
-from cellmap_core.csv_rows import absolute, columns, read_rows, start_of_paths
-from cellmap_core.errors import DatasplitError, RowError
-from cellmap_core.grid import Grid
+from cellmap_core.crop_refs import (
+    CropRef,
+    Datasplit,
+    check_split,
+    gather,
+    in_store,
+    names_of_stores,
+)
+from cellmap_core.csv_rows import absolute, columns, named_columns, read_rows, start_of_paths
+from cellmap_core.errors import CellmapError, DatasplitError, RowError
+from cellmap_core.grid import Grid, Triple
 
 _NAMED = ("crop_name", "dataset")
 _PLACED = ("crop_url", "em_url")
 # One of these in the first row is enough to know that a manifest is meant.
 _TELLING = frozenset({*_NAMED, *_PLACED, "crop_number", "class_label"})
+_GRID = ("voxel_size", "translation", "shape")
+# No volume is larger; what is, is a mistake.
+_LARGEST_NM = 1e9
+# pandas and spreadsheets make 1.0 of the number 1 where another row of the column is empty.
+_CROP_NUMBER = re.compile(r"(?:crop)?([0-9]+)(?:\.0*)?")
+_NUMBER = re.compile(r"(?:crop)?[-+]?[0-9]*[.,]?[0-9]+(?:[eE][-+]?[0-9]+)?")
 
 
 def header(row: str) -> tuple[str, ...] | None:
@@ -72,57 +86,126 @@ def read_test_manifest(
     Raises
     ------
     DatasplitError
-        The file is missing, or a row cannot be read.
+        The file is missing, a row cannot be read, or rows of one crop are in different places.
     """
-    # Of several reconstructions the first counts, as in the names of crops.
-    raw_of = {crop.dataset: crop.raw for crop in reversed(crops)}
     start = start_of_paths(path, data_root)
     rows = read_rows(path, "a test crop manifest CSV")
     names = header(rows[0][1]) if rows else None
+    needed = (*_NAMED, *_GRID)
+    if missing := sorted(set(needed) - set(names or ())):
+        raise DatasplitError(
+            f"{path} has no column {', '.join(missing)}",
+            f"a header that names {', '.join(needed)}, separated by commas",
+        )
+    read = partial(_read_test_row, names=names or (), raws=_Raws(crops), start=start)
     found: dict[str, CropRef] = {}
     for line, text in rows[1:]:
         try:
-            row = dict(zip(names or (), columns(text), strict=False))
-            grid = _grid(row)
-            dataset, crop = row["dataset"], _crop_name(row["crop_name"])
-        except (KeyError, ValueError) as error:
+            new = read(text).model_copy(update={"line": line})
+            found[new.name] = _finer(found.get(new.name), new)
+        except CellmapError as error:
             raise DatasplitError(
-                f"{path}, line {line} cannot be read ({error!r})",
-                "columns crop_name, dataset, class_label, voxel_size, translation, shape",
+                f"{path}, line {line}: {error.found}", error.expected, error.do
             ) from error
-        raw = raw_of.get(dataset, f"{_alignment(dataset, row, start)}/em/{IMAGE}")
-        new = CropRef(dataset=dataset, crop=crop, split="test", raw=raw, grid=grid, line=line)
-        known = found.get(new.name)
-        if known is None or (known.grid and grid.voxel_nm < known.grid.voxel_nm):
-            found[new.name] = new
     return tuple(found.values())
+
+
+class _Raws:
+    """The raws of each dataset of a datasplit."""
+
+    def __init__(self, crops: Sequence[CropRef]) -> None:
+        self._raws: dict[str, set[str]] = {}
+        for crop in crops:
+            self._raws.setdefault(crop.dataset, set()).add(crop.raw)
+        self._stores = names_of_stores(crops)
+
+    def of(self, dataset: str, alignment: str | None) -> str | None:
+        """The raw of a dataset, or of one of its reconstructions; None where there is none.
+
+        Raises
+        ------
+        RowError
+            Several datasets of the datasplit could be meant.
+        """
+        several = sorted(self._stores.get(dataset, ()))
+        if dataset not in self._raws and several:
+            raise RowError(f"dataset {dataset} is in several stores", " or ".join(several))
+        # Of several reconstructions the first counts, as in the names of crops.
+        raws = sorted(self._raws.get(dataset, ()))
+        return next((r for r in raws if alignment is None or f"/{alignment}/" in r), None)
+
+
+def _read_test_row(text: str, names: tuple[str, ...], raws: _Raws, start: str) -> CropRef:
+    row = named_columns(names, text)
+    dataset, crop = _given(row, "dataset"), _crop_name(_given(row, "crop_name"))
+    known = raws.of(dataset, row.get("alignment"))
+    raw = known or f"{_alignment(dataset, row, start)}/em/{IMAGE}"
+    return CropRef(dataset=dataset, crop=crop, split="test", raw=raw, grid=_grid(row))
+
+
+def _finer(known: CropRef | None, new: CropRef) -> CropRef:
+    """The reference with the finer grid, of two to one crop.
+
+    Raises
+    ------
+    RowError
+        They are not in one place.
+    """
+    if known is None or known.grid is None or new.grid is None:
+        return new
+    one, other = known.grid, new.grid
+    coarser = [max(sizes) for sizes in zip(one.voxel_nm, other.voxel_nm, strict=True)]
+    ends = ((one.box.low_nm, other.box.low_nm), (one.box.high_nm, other.box.high_nm))
+    # A class of coarse voxels may reach a part of one further.
+    apart = any(abs(a - b) > v for pair in ends for a, b, v in zip(*pair, coarser, strict=True))
+    if apart:
+        raise RowError(
+            f"{new.name} at {_text(new)}, and in line {known.line} at {_text(known)}",
+            "one place for all classes of a crop",
+        )
+    return new if other.voxel_nm < one.voxel_nm else known
+
+
+def _text(ref: CropRef) -> str:
+    assert ref.grid is not None
+    low, high = ref.grid.box.low_nm, ref.grid.box.high_nm
+    return ", ".join(f"{a:g} to {b:g}" for a, b in zip(low, high, strict=True)) + " nm (z, y, x)"
 
 
 def _read_row(
     text: str, names: tuple[str, ...], start: str, image: Callable[[str, str], str]
 ) -> CropRef:
-    values = columns(text)
-    if len(values) > len(names):
-        raise RowError(f"{len(values)} columns", f"{len(names)} as in the header")
-    row = dict(zip(names, values, strict=False))
+    row = named_columns(names, text)
     split = check_split(row.get("split") or "train")
     classes = tuple(name for name in [row.get("class_label", "")] if name)
+    store = ""
     if set(_PLACED) <= set(names):
-        dataset, crop, raw, labels = _placed(row, start)
+        dataset, crop, raw, labels, store = _placed(row, start)
     else:
         dataset, crop = _given(row, "dataset"), _crop_name(_given(row, "crop_name"))
         alignment = _alignment(dataset, row, start)
         raw = image(f"{alignment}/em", f"{dataset}/{crop}")
         labels = f"{alignment}/labels/groundtruth/{crop}"
-    return CropRef(dataset=dataset, crop=crop, split=split, raw=raw, labels=labels, classes=classes)
+    return CropRef(
+        dataset=dataset,
+        crop=crop,
+        split=split,
+        raw=raw,
+        labels=labels,
+        classes=classes,
+        store=store,
+    )
 
 
-def _placed(row: dict[str, str], start: str) -> tuple[str, str, str, str]:
-    """Dataset, crop, raw and labels of a row that gives places."""
+def _placed(row: dict[str, str], start: str) -> tuple[str, str, str, str, str]:
+    """Dataset, crop, raw, labels, and the store that names the dataset if the row does not."""
     labels, raw = (absolute(_without_level(_given(row, name)), start) for name in _PLACED)
-    crop = row.get("crop_number") or row.get("crop_name") or labels.rsplit("/", 1)[-1]
-    dataset = row.get("collection") or row.get("dataset") or in_store(labels)[0]
-    return dataset, _crop_name(crop), raw, labels
+    crop = _crop_name(row.get("crop_number") or row.get("crop_name") or labels.rsplit("/", 1)[-1])
+    dataset = row.get("collection") or row.get("dataset")
+    if dataset:
+        return dataset, crop, raw, labels, ""
+    dataset, store, _ = in_store(labels)
+    return dataset, crop, raw, labels, store
 
 
 def _image(em: str, name: str) -> str:
@@ -138,7 +221,18 @@ def _given(row: dict[str, str], name: str) -> str:
 
 
 def _crop_name(name: str) -> str:
-    return f"crop{name}" if name.isdigit() else name
+    """``crop1`` of ``1``, ``1.0`` and ``crop1.0``; other names as they are.
+
+    Raises
+    ------
+    RowError
+        It is a number that no crop can have.
+    """
+    if number := _CROP_NUMBER.fullmatch(name):
+        return f"crop{number.group(1)}"
+    if _NUMBER.fullmatch(name):
+        raise RowError(f"crop {name}", "a whole number, or the name of a crop")
+    return name
 
 
 def _alignment(dataset: str, row: dict[str, str], start: str) -> str:
@@ -155,15 +249,28 @@ def _grid(row: dict[str, str]) -> Grid:
 
     Raises
     ------
-    KeyError, ValueError
-        A column is missing or does not hold three numbers.
+    RowError
+        A column is empty, or does not hold three numbers that can be.
     """
-    z, y, x = (int(n) for n in _numbers(row["shape"]))
-    v_z, v_y, v_x = _numbers(row["voxel_size"])
-    t_z, t_y, t_x = _numbers(row["translation"])
-    return Grid(shape_vox=(z, y, x), voxel_nm=(v_z, v_y, v_x), translation_nm=(t_z, t_y, t_x))
+    shape, voxel, translation = (
+        _triple(row, name) for name in ("shape", "voxel_size", "translation")
+    )
+    z, y, x = (int(n) for n in shape)
+    if (z, y, x) != shape or min(shape) < 1:
+        raise RowError(f"shape {row['shape']}", "three whole numbers above 0")
+    if min(voxel) <= 0:
+        raise RowError(f"voxel_size {row['voxel_size']}", "three sizes above 0, in nm")
+    return Grid(shape_vox=(z, y, x), voxel_nm=voxel, translation_nm=translation)
 
 
-def _numbers(text: str) -> list[float]:
-    """The numbers of ``[96;96;96]`` (also with commas)."""
-    return [float(n) for n in re.split(r"[;,\s]+", text.strip().strip("[]()")) if n]
+def _triple(row: dict[str, str], name: str) -> Triple:
+    """The three numbers of ``[96;96;96]`` (also with commas or spaces)."""
+    text = _given(row, name)
+    try:
+        numbers = [float(n) for n in re.split(r"[;,\s]+", text.strip("[]() \t")) if n]
+        z, y, x = numbers
+    except ValueError as error:
+        raise RowError(f"{name} {text}", "three numbers, as [8;8;8]") from error
+    if not all(math.isfinite(n) and abs(n) < _LARGEST_NM for n in numbers):
+        raise RowError(f"{name} {text}", "finite numbers below a metre (in nm)")
+    return z, y, x

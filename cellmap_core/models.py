@@ -41,11 +41,14 @@ class StageResult(Frozen):
         Items found up to date and left alone.
     failures : tuple of Failure
         Items that failed, by name.
+    excluded : tuple of Failure
+        Items that policy leaves out, by name; they are no failures.
     """
 
     done: int = 0
     current: int = 0
     failures: tuple[Failure, ...] = ()
+    excluded: tuple[Failure, ...] = ()
 
     @property
     def up_to_date(self) -> bool:
@@ -68,13 +71,16 @@ class StageResult(Frozen):
             done=sum(r.done for r in everything),
             current=sum(r.current for r in everything),
             failures=tuple(failures.values()),
+            excluded=tuple(f for r in everything for f in r.excluded),
         )
 
     def tally(self) -> str:
-        """One line for logs and states: how many were made, current and failed."""
+        """One line for logs and states: how many were made, current, failed and excluded."""
+        left_out = f", {len(self.excluded)} excluded" if self.excluded else ""
         if self.up_to_date:
-            return f"up to date: nothing to do, all {self.current} as they were"
-        return f"{self.done} made, {self.current} up to date, {len(self.failures)} failed"
+            return f"up to date: nothing to do, all {self.current} as they were{left_out}"
+        made = f"{self.done} made, {self.current} up to date, {len(self.failures)} failed"
+        return f"{made}{left_out}"
 
     def report(self) -> str:
         """The tally, followed by every failed item with its reason."""
@@ -105,7 +111,6 @@ class ConvertResult(StageResult):
 
     datalist: Path
     crops_table: Path
-    excluded: tuple[Failure, ...] = ()
     pictures: tuple[CropPicture, ...] = ()
 
 

@@ -16,6 +16,7 @@ import yaml
 from cellmap_core.bundles.names import OWN_TEMPLATES, check_choice, is_ours
 from cellmap_core.datalist import Datalist, read_datalist
 from cellmap_core.errors import BundleError, DatalistError, StatisticsError
+from cellmap_core.folds import crops_lacking
 from cellmap_core.models import BundleRef, GenerateResult
 from cellmap_core.options import GenerateOptions
 from cellmap_core.provenance import (
@@ -129,13 +130,8 @@ def _identity(bundle: BundleRef, datalist: Path, options: GenerateOptions) -> di
 
 
 def _check_folds(path: Path, datalist: Datalist, num_fold: int, wanted: Sequence[int]) -> None:
-    cases = len(datalist.training)
-    if num_fold > cases:
-        raise DatalistError(
-            f"{path}: {num_fold} folds of {cases} training cases",
-            f"at most {cases} folds",
-            "lower num_fold, or convert more crops",
-        )
+    if lacking := crops_lacking(path, len(datalist.training), num_fold):
+        raise DatalistError(*lacking)
     for fold in wanted:
         training, validation = datalist.split(fold)
         if not training or not validation:
@@ -143,7 +139,7 @@ def _check_folds(path: Path, datalist: Datalist, num_fold: int, wanted: Sequence
                 f"{path}: fold {fold} has {len(training)} training and {len(validation)} "
                 "validation cases",
                 f"at least one of each in every fold; the list has folds {list(datalist.folds())}",
-                f"convert again with num_fold {num_fold}, or ask for the folds it has",
+                "generate again with another num_fold or fold_by, or ask for the folds it has",
             )
 
 

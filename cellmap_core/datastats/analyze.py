@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -113,6 +112,8 @@ def analyze(
         Another analysis writes into the same folder.
     """
     cases = read_datalist(datalist)
+    for remark in cases.remarks:
+        logger.warning("%s", remark)
     if not cases.training:
         raise DatalistError(f"{datalist} has no training case", "at least one", "convert some")
     ensure_folder(work_dir, "work_dir")
@@ -195,7 +196,6 @@ def analyze_case(job: _Job) -> _Outcome:
 
 
 def _jobs(cases: Datalist, work_dir: Path, do_ccp: bool) -> list[_Job]:
-    stems = Counter(e.stem for e in cases.training)
     folder = work_dir / ".cache" / "datastats"
     return [
         _Job(
@@ -203,13 +203,7 @@ def _jobs(cases: Datalist, work_dir: Path, do_ccp: bool) -> list[_Job]:
             folder=cases.folder,
             table=cases.table,
             do_ccp=do_ccp,
-            # Files of one name in two folders are two cases.
-            receipt=folder
-            / (
-                f"{entry.stem}-{key_of(entry.image)[:8]}.json"
-                if stems[entry.stem] > 1
-                else f"{entry.stem}.json"
-            ),
+            receipt=folder / f"{entry.stem}.json",
         )
         for entry in cases.training
     ]

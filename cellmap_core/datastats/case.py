@@ -73,6 +73,12 @@ def case_statistics(entry: Entry, folder: Path, table: LabelTable, do_ccp: bool)
         raise StatisticsError("a case without a label", "image and label")
     image, label = folder / entry.image, folder / entry.label
     counted = tally(image, label, len(table.combinations), do_ccp)
+    if strange := [i for i in counted.voxels() if i in table.undefined]:
+        raise StatisticsError(
+            f"{label} has the label id {strange[0]}",
+            "ids that the datalist gives a meaning",
+            "add it to a class or to background in the datalist, or correct the file",
+        )
     annotated = sorted(set(entry.annotated_classes))
     states = table.states()[:, [c - 1 for c in annotated]]
     foreground, known = (states == PRESENT).any(axis=1), (states != UNKNOWN).any(axis=1)

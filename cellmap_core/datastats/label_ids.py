@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -34,10 +35,13 @@ class TableIds:
     ----------
     count : int
         Ids of the table, 0 to ``count`` - 1.
+    file : Path or None
+        Where the labels are, for messages.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, file: Path | None = None) -> None:
         self._count = count
+        self._file = file
 
     def numbers(self, labels: NDArray[Any]) -> Numbers:
         """See :class:`LabelIds`.
@@ -50,7 +54,7 @@ class TableIds:
         low, high = labels.min(), labels.max()
         if not (low >= 0 and high < self._count):
             raise StatisticsError(
-                f"label ids from {low} to {high}",
+                f"{'' if self._file is None else f'{self._file} has '}label ids from {low} to {high}",
                 f"ids 0 to {self._count - 1} of the label table",
                 "convert the crop again, or correct class_names and label_table in datalist.json",
             )

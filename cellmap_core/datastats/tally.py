@@ -105,7 +105,7 @@ def tally(
     """
     grid = nifti.read_grid(image) if label is None else _common_grid(image, label)
     found = Components() if components else None
-    ids: LabelIds = AnyIds() if n_ids is None else TableIds(n_ids)
+    ids: LabelIds = AnyIds() if n_ids is None else TableIds(n_ids, label)
     case = _Case(image, label, grid, ids)
     channels = tuple(
         _channel(case, number, found if number == 0 else None)

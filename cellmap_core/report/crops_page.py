@@ -6,10 +6,10 @@ import csv
 from collections import Counter
 from pathlib import Path
 
+from cellmap_core.csv_rows import is_empty
 from cellmap_core.errors import StoreError
 from cellmap_core.report.text import Cell, details, markdown_table
 
-_EMPTY = frozenset({"", "nan", "none", "null"})
 # Columns that sort as numbers on the page.
 _NUMBERS = frozenset({"coverage"})
 # The page of a run over a broken store stays readable; the table has them all.
@@ -62,7 +62,7 @@ def crops_markdown(crops_csv: Path) -> str:
 
 def _value(column: str, text: str | None) -> Cell:
     text = "" if text is None else text.strip()
-    if text.lower() in _EMPTY:
+    if is_empty(text):
         return ""
     if column in _NUMBERS:
         try:

@@ -67,15 +67,21 @@ def presence_of(case: Case, ids: int) -> Presence:
         The volume holds an id that the table does not know.
     """
     assert case.label is not None
+    found = _read(case, ids) if case.presence_file else None
+    if found is None:
+        found = find_presence(case.label, ids, case.label_name)
+        _keep_file(case, found)
+    case.check_counts(found.counts)
+    return found
+
+
+def _keep_file(case: Case, found: Presence) -> None:
+    """Write what was found to the case's file, where it has one."""
     if case.presence_file is None:
-        return find_presence(case.label, ids, case.name)
-    if (kept := _read(case, ids)) is not None:
-        return kept
-    found = find_presence(case.label, ids, case.name)
+        return
     with atomic_path(case.presence_file) as temporary, temporary.open("wb") as sink:
         voxels = {f"id{i}": where for i, where in found.voxels.items()}
         np.savez(sink, shape=found.shape, counts=found.counts, **voxels)  # type: ignore[arg-type]
-    return found
 
 
 def _read(case: Case, ids: int) -> Presence | None:

@@ -36,6 +36,10 @@ class Case:
         One for each class, in the order of the table.
     presence_file : Path or None
         Where what a look at all its labels told is kept; named by their content.
+    label_file : Path or None
+        The file of the labels, for messages.
+    undefined : tuple of int
+        Ids inside the label table that no label file may hold.
     """
 
     name: str
@@ -43,6 +47,13 @@ class Case:
     label: NDArray[Any] | None
     annotated: NDArray[np.bool_]
     presence_file: Path | None = None
+    label_file: Path | None = None
+    undefined: tuple[int, ...] = ()
+
+    @property
+    def label_name(self) -> str:
+        """The case and the file of its labels, for messages."""
+        return self.name if self.label_file is None else f"{self.name} ({self.label_file})"
 
     def let_go(self) -> None:
         """Take the voxels that were read out of this process's memory; see `let_go`."""
@@ -53,7 +64,25 @@ class Case:
     def labels_at(self, where: tuple[slice, ...], ids: int) -> NDArray[np.int64]:
         """Label ids of a part, checked to be in a table of ``ids`` entries."""
         assert self.label is not None
-        return check_ids(np.asarray(self.label[where]), ids, self.name)
+        labels = check_ids(np.asarray(self.label[where]), ids, self.label_name)
+        if self.undefined:
+            self.check_counts(np.bincount(labels.ravel(), minlength=ids))
+        return labels
+
+    def check_counts(self, counts: NDArray[np.int64]) -> None:
+        """Refuse labels with an id that has no meaning, by the voxels of each id.
+
+        Raises
+        ------
+        NiftiError
+            There is such an id.
+        """
+        if found := [i for i in self.undefined if counts[i]]:
+            raise NiftiError(
+                f"{self.label_name}: label id {found[0]}",
+                "ids that the datalist gives a meaning",
+                "add it to a class or to background in the datalist, or correct the file",
+            )
 
 
 def let_go(volume: NDArray[Any]) -> None:
@@ -105,7 +134,15 @@ def open_case(datalist: Datalist, entry: Entry, cache: Path, *, in_memory: bool 
     if in_memory:
         image, label = np.array(image), None if label is None else np.array(label)
     presence_file = cache / f"{digest}.presence.npz" if digest else None
-    return Case(entry.name, image, label, annotated, presence_file)
+    return Case(
+        entry.name,
+        image,
+        label,
+        annotated,
+        presence_file,
+        datalist.path(entry.label) if entry.label else None,
+        datalist.table.undefined,
+    )
 
 
 def open_volume(path: Path, cache: Path) -> tuple[NDArray[Any], str]:
