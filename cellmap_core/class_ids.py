@@ -86,7 +86,7 @@ def _check_agreement(names: Ids, labels: Ids) -> None:
     for name, ids in names.items():
         if name in labels and labels[name] != ids:
             raise DatalistError(
-                f"class_names has {name} at id {_text(ids)}, labels has it at {_text(labels[name])}",
+                f"class_names has {name} at id {_text(ids)}, labels at {_text(labels[name])}",
                 "one id for a class",
                 "leave one of the two keys out",
             )
@@ -97,6 +97,10 @@ def _table(ids: Ids, with_ignore: bool = False) -> LabelTable:
     classes = [n for n in ids if not (_is_background(n) or (with_ignore and _is_ignore(n)))]
     if not classes:
         raise DatalistError("it names no class but background", _EXPECTED)
+    if first := [n for n in classes if 0 in ids[n]]:
+        raise DatalistError(
+            f"class {first[0]} has id 0", "id 0 for background alone", "give the class another id"
+        )
     background = {i for n in ids if _is_background(n) for i in ids[n]}
     ignored = {i for n in ids if with_ignore and _is_ignore(n) for i in ids[n]}
     of_class = {i for n in classes for i in ids[n]}

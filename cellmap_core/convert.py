@@ -33,7 +33,7 @@ from cellmap_core.errors import (
     IncompleteError,
     OptionError,
 )
-from cellmap_core.folds import crops_lacking, with_folds
+from cellmap_core.folds import crops_lacking, fold_remedy, with_folds
 from cellmap_core.label_table import LabelTable
 from cellmap_core.models import ConvertResult, CropPicture, Failure, Mapper, serial
 from cellmap_core.options import ConvertOptions
@@ -146,11 +146,18 @@ def plan(options: ConvertOptions) -> tuple[Datasplit, tuple[str, ...]]:
 
 
 def check_crop_count(options: ConvertOptions) -> None:
-    """Refuse a datasplit with fewer crops to train on than folds, before anything is read."""
+    """Refuse a datasplit with fewer crops, or datasets, to train on than folds."""
     datasplit, _ = plan(options)
-    count = sum(crop.split == "train" for crop in _chosen(datasplit, options))
-    if lacking := crops_lacking(options.datasplit, count, options.num_fold):
+    crops = [crop for crop in _chosen(datasplit, options) if crop.split == "train"]
+    if lacking := crops_lacking(options.datasplit, len(crops), options.num_fold):
         raise DatasplitError(*lacking)
+    datasets = len({crop.dataset for crop in crops})
+    if options.fold_by == "dataset" and datasets < options.num_fold:
+        raise DatasplitError(
+            f"{options.datasplit} has crops of {datasets} dataset{'s' * (datasets > 1)} to train on",
+            f"at least one for each of {options.num_fold} folds with fold_by=dataset",
+            fold_remedy(datasets, by_dataset=True),
+        )
 
 
 def _chosen(datasplit: Datasplit, options: ConvertOptions) -> tuple[CropRef, ...]:
@@ -194,12 +201,10 @@ def _warn_of_names(datasplit: Datasplit) -> None:
     for base, stores in names_of_stores(datasplit.crops).items():
         if len(stores) > 1:
             listed = ", ".join(f"{name} ({store})" for name, store in sorted(stores.items()))
-            logger.warning(
-                "%d stores are called %s: their datasets are %s", len(stores), base, listed
-            )
+            logger.warning("%d stores are called %s; their datasets: %s", len(stores), base, listed)
     for known, crop in listed_twice(datasplit):
         logger.warning(
-            "%s is in the datasplit (%s) and in the test manifest: its test grid is converted as %s",
+            "%s is in the datasplit (%s) and in the test manifest, whose grid is predicted as %s",
             known.name,
             known.split,
             crop.name,

@@ -222,7 +222,7 @@ def _held_out(path: Path, document: dict[str, Any], count: int) -> tuple[Entry, 
 def _remarks(path: Path, document: dict[str, Any]) -> tuple[str, ...]:
     """What is not used as another tool would: validation lists, and lists of unknown names."""
     remarks = [
-        f"{path}: the {len(document[key])} cases of its list {key!r} are held out: the ensemble "
+        f"{path}: the cases of its list {key!r} ({len(document[key])}) are held out: the ensemble "
         "predicts and scores them, and no model is trained or chosen by them. Folds validate "
         "cases of 'training'; to choose which, give those the key 'fold'"
         for key in _VALIDATION
@@ -230,7 +230,7 @@ def _remarks(path: Path, document: dict[str, Any]) -> tuple[str, ...]:
     ]
     known = {"training", *_TESTING, *_VALIDATION, "class_names", "label_table", "notes"}
     remarks += [
-        f"{path}: the {len(rows)} cases of its list {key!r} are not used; expected one of "
+        f"{path}: the cases of its list {key!r} ({len(rows)}) are not used; expected one of "
         "'training', 'validation' and 'testing'"
         for key, rows in document.items()
         if key not in known and isinstance(rows, list) and rows and all(map(_is_case, rows))

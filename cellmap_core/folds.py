@@ -80,7 +80,7 @@ def assign_folds(
     if made < num_fold:
         notes.append(
             f"{num_fold} folds asked for, {made} made: there are no more "
-            f"{'datasets' if by_dataset else 'crops'}; {_remedy(made, by_dataset)}"
+            f"{'datasets' if by_dataset else 'crops'}; {fold_remedy(made, by_dataset)}"
         )
     if not by_dataset and datasets < len(_groups(items, by_dataset=False)):
         why = f"else {', '.join(gained)} would be in one fold alone; " if by == "auto" else ""
@@ -105,7 +105,7 @@ def with_folds(datalist: Datalist, num_fold: int, by: str = "auto") -> Datalist:
     items = [
         FoldItem(
             name=entry.image,  # Unlike a name, a path is no one else's.
-            dataset=_specimen(entry),
+            dataset=specimen_of(entry),
             present=tuple(datalist.classes[i - 1] for i in entry.present_classes),
             together=together.get(entry.image, ""),
         )
@@ -186,11 +186,12 @@ def _check_made(source: Path, datalist: Datalist, num_fold: int, by: str) -> Non
         raise DatalistError(
             f"{source}: {made} of {num_fold} folds can be made with fold_by={by}",
             "a group of crops for each fold",
-            _remedy(made, by != "crop"),
+            fold_remedy(made, by != "crop"),
         )
 
 
-def _remedy(groups: int, by_dataset: bool) -> str:
+def fold_remedy(groups: int, by_dataset: bool) -> str:
+    """Return what to do about fewer groups of crops than folds."""
     choices = ["set fold_by=crop"] if by_dataset else []
     choices += [f"set num_fold to {groups} or less"] if groups >= _FEWEST else []
     return " or ".join([*choices, f"add crops{' of other datasets' if by_dataset else ''}"])
@@ -201,7 +202,8 @@ def _log(notes: Sequence[str]) -> None:
         logger.warning("folds: %s", note)
 
 
-def _specimen(entry: Entry) -> str:
+def specimen_of(entry: Entry) -> str:
+    """Return what a case is of: its dataset, or the dataset that shows the same volume."""
     info = entry.cellmap
     return (info.specimen or info.dataset) if info else entry.image
 

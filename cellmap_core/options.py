@@ -49,7 +49,7 @@ class _FoldOptions(Frozen):
     fold_by: Literal["auto", "dataset", "crop"] = Field(
         "auto",
         description="what stays together in a fold; auto: the dataset where there are at least as "
-        "many datasets as folds",
+        "many datasets as folds, unless few datasets leave many classes in one fold alone",
     )
 
 

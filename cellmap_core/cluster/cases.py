@@ -16,7 +16,7 @@ from cellmap_core.convert import plan as plan_conversion
 from cellmap_core.datalist import Datalist, Entry, read_datalist
 from cellmap_core.datasplit import CropRef
 from cellmap_core.errors import CellmapError, DatalistError, StoreError
-from cellmap_core.folds import FoldItem, assign_folds
+from cellmap_core.folds import FoldItem, assign_folds, specimen_of
 from cellmap_core.grid import Grid, Shape, Triple
 from cellmap_core.models import Frozen
 from cellmap_core.options import ConvertOptions, Spacing
@@ -153,7 +153,7 @@ def _of_entry(datalist: Datalist, entry: Entry) -> CaseSize:
     grid = nifti.read_grid(datalist.path(entry.image))
     return CaseSize(
         name=entry.name,
-        dataset=entry.cellmap.dataset if entry.cellmap else entry.image,
+        dataset=specimen_of(entry),
         shape_vox=grid.shape_vox,
         voxel_nm=grid.voxel_nm,
         fold=entry.fold,

@@ -17,6 +17,7 @@ from cellmap_core.datastats.reduce import summarize
 from cellmap_core.datastats.reports import write_report
 from cellmap_core.errors import CellmapError, DatalistError, StatisticsError
 from cellmap_core.label_table import LabelTable
+from cellmap_core.leakage import leakage_notes, shared_voxels
 from cellmap_core.machine import keep_memory
 from cellmap_core.models import AnalyzeResult, Failure, Frozen, Mapper, serial
 from cellmap_core.pace import Pace, Report, unreported
@@ -112,7 +113,7 @@ def analyze(
         Another analysis writes into the same folder.
     """
     cases = read_datalist(datalist)
-    for remark in cases.remarks:
+    for remark in (*cases.remarks, *leakage_notes(cases, shared_voxels(cases))):
         logger.warning("%s", remark)
     if not cases.training:
         raise DatalistError(f"{datalist} has no training case", "at least one", "convert some")
@@ -176,6 +177,8 @@ def analyze_case(job: _Job) -> _Outcome:
         "image_filepath": str(job.folder / entry.image),
         "label_filepath": str(job.folder / (entry.label or "")),
     }
+    if entry.title:
+        about["case"] = entry.title
     if entry.cellmap is not None:
         about["cellmap"] = entry.cellmap.model_dump(mode="json")
     files = [Path(about["image_filepath"]), Path(about["label_filepath"])]

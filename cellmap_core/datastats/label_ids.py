@@ -53,8 +53,9 @@ class TableIds:
         """
         low, high = labels.min(), labels.max()
         if not (low >= 0 and high < self._count):
+            where = f"{self._file} has " if self._file else ""
             raise StatisticsError(
-                f"{'' if self._file is None else f'{self._file} has '}label ids from {low} to {high}",
+                f"{where}label ids from {low} to {high}",
                 f"ids 0 to {self._count - 1} of the label table",
                 "convert the crop again, or correct class_names and label_table in datalist.json",
             )

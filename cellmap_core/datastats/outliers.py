@@ -71,7 +71,9 @@ def find_outliers(cases: Sequence[dict[str, Any]]) -> tuple[Outlier, ...]:
 
 
 def name_of(case: dict[str, Any]) -> str:
-    """``dataset/crop`` of a case, or its file name without suffixes."""
+    """``dataset/crop`` of a case, or its file name without suffixes; longer if others have it."""
+    if title := case.get("case"):
+        return str(title)
     if about := case.get("cellmap"):
         return f"{about['dataset']}/{about['crop']}"
     return Path(case["image_filepath"]).name.removesuffix(".gz").removesuffix(".nii")
