@@ -154,7 +154,7 @@ def check_crop_count(options: ConvertOptions) -> None:
     datasets = len({crop.dataset for crop in crops})
     if options.fold_by == "dataset" and datasets < options.num_fold:
         raise DatasplitError(
-            f"{options.datasplit} has crops of {datasets} dataset{'s' * (datasets > 1)} to train on",
+            f"{options.datasplit} has {datasets} dataset{'s' * (datasets > 1)} to train on",
             f"at least one for each of {options.num_fold} folds with fold_by=dataset",
             fold_remedy(datasets, by_dataset=True),
         )

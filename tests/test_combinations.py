@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cellmap_core.combinations import Coder, present_classes, shared_table
-from cellmap_core.datalist import read_datalist
+from cellmap_core.datalist import read_datalist, write_datalist
 from cellmap_core.errors import DatalistError
 from cellmap_core.label_table import ABSENT, PRESENT, UNKNOWN, LabelTable
 
@@ -111,6 +111,114 @@ def test_a_list_is_checked_as_a_whole(change, message, tmp_path):
         return
     with pytest.raises(DatalistError, match=message):
         read_datalist(tmp_path / "datalist.json")
+
+
+def listed(folder, **document):
+    """A list made elsewhere, read."""
+    document = {"training": [{"image": "a.nii", "label": "b.nii"}], **document}
+    (folder / "datalist.json").write_text(json.dumps(document))
+    return read_datalist(folder / "datalist.json")
+
+
+TWO = [((), ()), (("mito",), ()), (("er",), ())]
+
+
+@pytest.mark.parametrize(
+    ("document", "ids"),
+    [
+        ({"class_names": ["mito", "er"]}, TWO),
+        ({"class_names": ["Background", "mito", "er"]}, TWO),
+        ({"class_names": {"1": "mito", "2": "er"}}, TWO),
+        ({"labels": {"0": "background", "2": "er", "1": "mito"}}, TWO),
+        ({"labels": {"er": 2, "background": 0, "mito": 1}, "file_ending": ".nii"}, TWO),
+        ({"class_names": ["mito", "er"], "labels": {"mito": 1, "er": 2, "nuc": 3}}, TWO),
+        (
+            {"class_names": [{"name": "background", "index": 0}, {"name": "mito", "index": 1},
+                             {"name": "er", "index": 2}]},
+            TWO,
+        ),
+        ({"labels": {"background": 0, "er": [2], "mito": [1, 2]}},
+         [((), ()), (("mito",), ()), (("mito", "er"), ())]),
+        ({"labels": {"background": 0, "mito": 1, "er": 2, "ignore": 3}},
+         [*TWO, ((), ("mito", "er"))]),
+        ({"class_names": [{"name": "mito", "index": [1]}, {"name": "background", "index": [2]}]},
+         [((), ()), (("mito",), ()), ((), ())]),
+    ],
+)  # fmt: skip
+def test_every_way_to_name_classes_gives_their_ids(document, ids, tmp_path):
+    """Background first in a plain list shifted all classes by one; objects were refused."""
+    datalist = listed(tmp_path, **document)
+    assert [(c.present, c.unknown) for c in datalist.table.combinations] == ids
+    assert datalist.table.undefined == ()
+    assert datalist.training[0].annotated_classes == tuple(range(1, len(datalist.classes) + 1))
+    write_datalist(tmp_path / "datalist.json", datalist)
+    assert read_datalist(tmp_path / "datalist.json").table == datalist.table
+
+
+def test_an_id_between_others_that_none_names_has_no_meaning(tmp_path):
+    groups = [{"name": "mito", "index": [1]}, {"name": "er", "index": [3]}]
+    for document in ({"class_names": groups}, {"labels": {"mito": 1, "er": 3}}):
+        datalist = listed(tmp_path, **document)
+        assert datalist.table.undefined == (2,)
+        # The background of a prediction was written under the id without a meaning.
+        assert datalist.table.id_of() == {(0, 0): 0, (1, 0): 1, (0, 1): 3}
+        write_datalist(tmp_path / "datalist.json", datalist)
+        assert read_datalist(tmp_path / "datalist.json").table == datalist.table
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ({"class_names": ["mito", "background"]}, "background at place 2; expected background fi"),
+        ({"class_names": ["background"]}, "no class but background"),
+        ({"class_names": ["mito", "er"], "labels": {"mito": 2, "er": 1}}, "mito at id 1, labels a"),
+        ({"labels": {"mito": 0, "er": 1}}, "class mito has id 0; expected id 0 for background"),
+        ({"labels": {"mito": "one"}}, "class mito has no ids but 'one'"),
+        ({"labels": {"mito": -1}}, "class mito has ids -1; expected whole numbers from 0"),
+        ({"labels": {"mito": 1.5}}, "class mito has ids 1.5"),
+        ({"labels": {"mito": 70000}}, "class mito has ids 70000"),
+        ({"labels": {"1": "mito", "2": "mito"}}, "names mito twice"),
+        ({"labels": {"mito": 1, "background": [0, 1]}}, "id 1 is of a class and of background"),
+        ({"labels": ["mito"]}, "names no classes"),
+        ({"class_names": [{"name": "mito"}]}, "class mito has no ids but None"),
+    ],
+)
+def test_classes_that_mean_no_ids_are_refused(document, message, tmp_path):
+    with pytest.raises(DatalistError, match=message):
+        listed(tmp_path, **document)
+
+
+def test_held_out_cases_of_every_name_are_predicted(tmp_path):
+    """A list called validation was dropped, and nothing said so."""
+    datalist = listed(
+        tmp_path,
+        class_names=["mito"],
+        validation=[{"image": "v.nii", "label": "w.nii", "fold": 0}],
+        test=["./t.nii", {"image": "v.nii"}],
+        holdout=[{"image": "h.nii"}],
+    )
+    assert [(e.image, e.label, e.fold) for e in datalist.testing] == [
+        ("./t.nii", None, None), ("v.nii", "w.nii", None),
+    ]  # fmt: skip
+    one, other = datalist.remarks
+    assert "the cases of its list 'validation' (1) are held out" in one
+    assert "the cases of its list 'holdout' (1) are not used" in other
+    write_datalist(tmp_path / "datalist.json", datalist)
+    assert read_datalist(tmp_path / "datalist.json").remarks == ()
+
+
+def test_files_of_one_name_are_cases_of_their_own(tmp_path):
+    """Two failures of one name were one in the sum of a run's stages."""
+    rows = [{"image": f"x/{c}/img.nii.gz", "label": f"x/{c}/seg.nii.gz"} for c in ("a", "b", "c")]
+    other = {"image": "x/a/plain.nii.gz", "label": "x/a/seg.nii.gz"}
+    datalist = listed(tmp_path, class_names=["mito"], training=[*rows[:2], other], testing=rows[2:])
+    entries = (*datalist.training, *datalist.testing)
+    assert [e.name for e in entries] == [
+        "a/img.nii.gz", "b/img.nii.gz", "plain.nii.gz", "c/img.nii.gz",
+    ]  # fmt: skip
+    assert [e.stem for e in entries] == ["a_img", "b_img", "plain", "img"]
+    write_datalist(tmp_path / "datalist.json", datalist)
+    assert read_datalist(tmp_path / "datalist.json") == datalist
 
 
 def test_ids_may_be_text(tmp_path):

@@ -14,7 +14,9 @@ import zarr
 from cellmap_core.convert import check_crop_count, convert
 from cellmap_core.datalist import read_datalist
 from cellmap_core.errors import BusyError, DatasplitError, IncompleteError, OptionError
+from cellmap_core.folds import working_datalist
 from cellmap_core.label_table import PRESENT, UNKNOWN
+from cellmap_core.models import StageResult
 from cellmap_core.nifti import read_grid, read_volume
 from cellmap_core.options import ConvertOptions
 from cellmap_core.phantom import SPECIMENS, label_grid, tissue
@@ -249,7 +251,9 @@ def test_when_no_crop_can_be_converted_there_is_no_datalist(own_phantom, tmp_pat
     [
         ({"datasplit": None}, OptionError, "no datasplit"),
         ({"classes": ["mitochondria"]}, OptionError, "unknown class 'mitochondria'"),
-        ({"num_fold": 5}, DatasplitError, "4 crops to train on"),
+        ({"num_fold": 5}, DatasplitError, "4 crops to train on.* set num_fold to 4 or less"),
+        ({"max_crops": 1}, DatasplitError, "1 crop to train on.* add crops: .* at least 2"),
+        ({"num_fold": 3, "fold_by": "dataset"}, DatasplitError, "2 datasets .* set fold_by=crop"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_written(
@@ -300,6 +304,146 @@ def test_a_class_without_labels_is_absent_or_unannotated(policy, annotated, own_
     result = run(own_phantom, tmp_path / "out", empty_class=policy, max_crops=2)
     first = read_datalist(result.datalist).training[0]
     assert len(first.annotated_classes) == annotated
+
+
+def listing_test_crops(folder, *rows):
+    path = folder / "test_crops.csv"
+    header = "crop_name,dataset,class_label,voxel_size,translation,shape"
+    path.write_text("\n".join([header, *rows]) + "\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    "grid",
+    [
+        "[8.0;8.0;8.0],[80.0;80.0;80.0],[30;30;30]",  # A part of the training crop.
+        "[4.0;4.0;4.0],[62.0;62.0;62.0],[80;80;80]",  # The training crop itself.
+        "[4.0;4.0;4.0],[142.0;142.0;142.0],[80;80;80]",  # As large, but 80 nm further.
+    ],
+)
+def test_a_test_crop_never_takes_the_files_of_another(grid, phantom, converted, tmp_path, caplog):
+    """It overwrote the image of the training crop of its name, whose labels stayed."""
+    rows_to_predict = [f"{crop},phantom-a,mito,{grid}" for crop in ("1", "3")]
+    manifest = listing_test_crops(tmp_path, *rows_to_predict)
+    result = run(phantom, tmp_path / "out", test_manifest=manifest)
+    for name in ("crop1", "crop2", "crop3"):
+        for kind in ("images", "labels"):
+            path = f"{kind}/phantom-a_{name}.nii.gz"
+            expected = (converted.datalist.parent / path).read_bytes()
+            assert (tmp_path / "out" / path).read_bytes() == expected
+    datalist = read_datalist(result.datalist)
+    made = {e.name: e for e in datalist.testing if e.name.endswith("-test")}
+    assert set(made) == {"phantom-a/crop1-test", "phantom-a/crop3-test"}
+    for entry in made.values():
+        shown = read_grid(datalist.path(entry.image)).box
+        numbers = [[float(n) for n in part[1:-1].split(";")] for part in grid.split(",")]
+        low = [t - v / 2 for v, t in zip(*numbers[:2], strict=True)]
+        assert shown.low_nm == pytest.approx(low)
+        assert shown.size_nm == pytest.approx(np.multiply(numbers[0], numbers[2]))
+    assert "phantom-a/crop1 is in the datasplit (train) and in the test manifest" in caplog.text
+    assert "phantom-a/crop1-test, which is to be predicted, shows voxels of" in caplog.text
+    again = run(phantom, tmp_path / "out", test_manifest=manifest)
+    assert (again.done, again.current) == (0, 8)
+
+
+def moved(crop, to, nm):
+    """A copy of a crop whose labels say that they are further along x."""
+    shutil.copytree(crop, crop.with_name(to))
+    for path in crop.with_name(to).glob("*/.zattrs"):
+        attributes = json.loads(path.read_text())
+        for dataset in attributes["multiscales"][0]["datasets"]:
+            dataset["coordinateTransformations"][1]["translation"][2] += nm
+        path.write_text(json.dumps(attributes))
+
+
+def test_crops_that_show_the_same_voxels_share_a_fold(own_phantom, tmp_path, caplog):
+    """The same crop under another name, one that overlaps it, and one that only touches it."""
+    labels = own_phantom.parent / "phantom-a/phantom-a.zarr/recon-1/labels/groundtruth"
+    for name, nm in {"crop7": 0, "crop8": 80, "crop9": 400}.items():
+        moved(labels / "crop1", name, nm)
+    first = own_phantom.read_text().splitlines()[0]
+    names = ("crop1", "crop7", "crop8", "crop9")
+    own_phantom.write_text("\n".join(first.replace("crop1", name) for name in names))
+    result = run(own_phantom, tmp_path / "out", fold_by="crop")
+    datalist = read_datalist(result.datalist)
+    folds = {e.cellmap.crop: e.fold for e in datalist.training}
+    assert folds["crop1"] == folds["crop7"] == folds["crop8"] != folds["crop9"]
+    shared = {e.cellmap.crop: e.cellmap.overlaps for e in datalist.training}
+    assert shared["crop1"] == ("phantom-a/crop7", "phantom-a/crop8")
+    assert "phantom-a/crop1 and phantom-a/crop8 show the same voxels" in caplog.text
+    work = read_datalist(working_datalist(result.datalist, tmp_path / "work", 2, "crop"))
+    assert {e.cellmap.crop: e.fold for e in work.training} == folds
+
+
+def test_stores_of_one_name_are_two_datasets(own_phantom, tmp_path, caplog):
+    """Their crops of one name were refused, and their folds were mixed."""
+    folder = own_phantom.parent
+    for name in ("old", "new"):
+        shutil.copytree(folder / "phantom-a", folder / name / "phantom-a")
+    lines = [r for r in own_phantom.read_text().splitlines() if "phantom-a" in r and "train" in r]
+    rows_of = [r.replace("phantom-a/", f"{n}/phantom-a/", 2) for n in ("old", "new") for r in lines]
+    own_phantom.write_text("\n".join(rows_of))
+    result = run(own_phantom, tmp_path / "out")
+    assert result.done == 4
+    datalist = read_datalist(result.datalist)
+    assert {e.name for e in datalist.training} == {
+        f"{n}_phantom-a/{c}" for n in ("old", "new") for c in ("crop1", "crop2")
+    }
+    assert len({e.image for e in datalist.training}) == 4
+    assert "2 stores are called phantom-a; their datasets: new_phantom-a (" in caplog.text
+
+
+def test_label_stores_of_one_em_are_one_specimen(own_phantom, tmp_path):
+    """Two people's labels of one volume must not validate each other."""
+    folder = own_phantom.parent
+    for name in ("ann", "bob"):
+        shutil.copytree(folder / "phantom-a/phantom-a.zarr", folder / f"{name}.zarr")
+        shutil.rmtree(folder / f"{name}.zarr/recon-1/em")
+    lines = [r for r in own_phantom.read_text().splitlines() if "train" in r]
+    lines = [
+        r.replace('phantom-a/phantom-a.zarr","recon-1/labels', f'{name}.zarr","recon-1/labels')
+        for r, name in zip(lines[:2], ("ann", "bob"), strict=True)
+    ] + lines[2:]
+    own_phantom.write_text("\n".join(lines))
+    datalist = read_datalist(run(own_phantom, tmp_path / "out").datalist)
+    folds = {e.name: e.fold for e in datalist.training}
+    assert set(folds) == {"ann/crop1", "bob/crop2", "phantom-b/crop4", "phantom-b/crop5"}
+    assert folds["ann/crop1"] == folds["bob/crop2"] != folds["phantom-b/crop4"]
+
+
+@pytest.mark.parametrize("step", ["read_crop", "write_label"])
+def test_a_crop_whose_worker_died_leaves_no_old_files(step, phantom, tmp_path):
+    """Files of an earlier run stayed under the names that the failed crop has."""
+
+    def deadly(function, items, *, done=None, lost=None):
+        kills = function.func.__name__ == step
+        results = [
+            lost(item, MemoryError()) if kills and number == 0 else function(item)
+            for number, item in enumerate(items)
+        ]
+        for result in results if done else ():
+            done(result)
+        return results
+
+    run(phantom, tmp_path)
+    assert list(tmp_path.rglob("phantom-a_crop1*"))
+    options = ConvertOptions(datasplit=phantom, output_dir=tmp_path, num_fold=2)
+    result = convert(options, deadly)
+    assert [f.item for f in result.failures] == ["phantom-a/crop1"]
+    assert "its worker was killed" in rows(result)["phantom-a/crop1"]["reason"]
+    assert not list(tmp_path.rglob("phantom-a_crop1*"))
+    assert len(list((tmp_path / "images").iterdir())) == 5
+
+
+def test_crops_without_the_classes_asked_for_are_in_the_tally(phantom, tmp_path):
+    result = run(phantom, tmp_path, classes=["nucleo"])
+    assert [f.item for f in result.excluded] == ["phantom-a/crop2", "phantom-b/crop5"]
+    assert result.tally() == "4 made, 0 up to date, 0 failed, 2 excluded"
+    again = run(phantom, tmp_path, classes=["nucleo"])
+    assert again.tally() == "up to date: nothing to do, all 4 as they were, 2 excluded"
+    assert (
+        StageResult(done=1).and_then(result).tally() == "5 made, 0 up to date, 0 failed, 2 excluded"
+    )
 
 
 def test_scale_levels(phantom, tmp_path):

@@ -35,13 +35,27 @@ def test_relative_paths_are_relative_to_the_csv(tmp_path):
     ("row", "message"),
     [
         ("train,a,b", "no .zarr"),
-        ("training,a.zarr/em,a.zarr/crop1/[nuc]", "one of train, validate, test"),
+        ("trian,a.zarr/em,a.zarr/crop1/[nuc]", "split 'trian'; expected one of train, validate"),
         ("train,a.zarr", "2 columns"),
     ],
 )
 def test_a_bad_row_says_what_is_wrong(row, message, tmp_path):
     with pytest.raises(RowError, match=message):
         parse_row(row, str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("given", "split"),
+    [("Train", "train"), ("TRAINING", "train"), ("Val", "validate"), ("valid", "validate"),
+     ("Validation", "validate"), ("Validate", "validate"), ("Test", "test"), ("testing", "test")],
+)  # fmt: skip
+def test_the_split_is_the_one_that_is_meant(given, split, tmp_path):
+    """A split in capitals passed the check, but what was kept of it was no split."""
+    row = f"{given},a.zarr/{EM},a.zarr/{CROP}/[nuc]"
+    assert parse_row(row, str(tmp_path)).split == split
+    manifest = tmp_path / "manifest.csv"
+    manifest.write_text(f"crop_name,dataset,class_label,split\n1,a,nuc,{given}\n")
+    assert [crop.split for crop in read_datasplit(manifest).crops] == [split]
 
 
 def test_a_bad_row_stops_no_other_and_is_kept(tmp_path):
@@ -66,14 +80,67 @@ def test_both_reconstructions_of_a_crop_are_kept(tmp_path):
     path = tmp_path / "datasplit.csv"
     other = CROP.replace("recon-1", "recon-2")
     rows = [f"train,a.zarr/{EM},a.zarr/{c}/[{n}]" for n in ("nuc", "pm") for c in (CROP, other)]
-    rows.append(f"train,b/a.zarr/{EM},b/a.zarr/{CROP}/[nuc]")
+    for ordered in (rows, rows[::-1]):
+        path.write_text("\n".join(ordered))
+        datasplit = read_datasplit(path)
+        assert {c.name: (c.labels, {*c.classes}) for c in datasplit.crops} == {
+            "a/crop234": (f"{tmp_path}/a.zarr/{CROP}", {"nuc", "pm"}),
+            "a/crop234_recon-2": (f"{tmp_path}/a.zarr/{other}", {"nuc", "pm"}),
+        }
+    path.write_text("\n".join([rows[0], rows[0].replace("groundtruth", "other")]))
+    datasplit = read_datasplit(path)
+    assert "a/crop234 a second time with other paths" in datasplit.bad_rows[0].reason
+
+
+def names_by_store(path, places, crops=("crop1", "crop2")):
+    rows = [
+        f"train,{place}/{EM},{place}/recon-1/labels/groundtruth/{crop}/[nuc]"
+        for place in places
+        for crop in crops
+    ]
     path.write_text("\n".join(rows))
     datasplit = read_datasplit(path)
-    assert {c.name: (c.labels, c.classes) for c in datasplit.crops} == {
-        "a/crop234": (f"{tmp_path}/a.zarr/{CROP}", ("nuc", "pm")),
-        "a/crop234_recon-2": (f"{tmp_path}/a.zarr/{other}", ("nuc", "pm")),
-    }
-    assert "a/crop234 a second time with other paths" in datasplit.bad_rows[0].reason
+    assert datasplit.bad_rows == ()
+    assert len({c.stem for c in datasplit.crops}) == len(datasplit.crops)
+    return {c.labels.split("/recon-1")[0]: c.dataset for c in datasplit.crops}
+
+
+@pytest.mark.parametrize(
+    ("places", "names"),
+    [
+        (["/d/jrc/jrc.zarr", "/d/c.zarr"], ["jrc", "c"]),
+        (["/d/old/jrc/jrc.zarr", "/d/new/jrc/jrc.zarr"], ["old_jrc", "new_jrc"]),
+        (["/d/x/em.zarr", "/d/y/em.zarr", "/d/c.zarr"], ["x_em", "y_em", "c"]),
+        (["/a/x/em.zarr", "/a/y/em.zarr", "/b/x/em.zarr"], ["a_x_em", "a_y_em", "b_x_em"]),
+        (["s3://one/v.zarr", "s3://two/v.zarr"], ["one_v", "two_v"]),
+        (["/d/em.zarr", "/d/y/em.zarr"], ["d_em", "y_em"]),
+    ],
+)
+def test_stores_of_one_name_are_datasets_of_their_own(places, names, tmp_path):
+    """They were one dataset, whose second crop1 was refused and whose others shared a fold."""
+    for order in (1, -1):
+        found = names_by_store(tmp_path / "d.csv", places[::order])
+        assert found == dict(zip(places, names, strict=True))
+
+
+def test_names_made_of_folders_are_nobody_elses(tmp_path):
+    places = ["/d/x/em.zarr", "/d/y/em.zarr", "/d/z/x_em.zarr"]
+    names = names_by_store(tmp_path / "d.csv", places)
+    assert names["/d/z/x_em.zarr"] == "x_em"
+    assert names["/d/y/em.zarr"] == "y_em"
+    assert len(set(names.values())) == 3
+    assert names["/d/x/em.zarr"].startswith("x_em-")
+
+
+def test_a_link_to_a_store_is_that_store(tmp_path):
+    (tmp_path / "here" / "v.zarr").mkdir(parents=True)
+    (tmp_path / "there").symlink_to(tmp_path / "here")
+    rows = [
+        f"train,{place}/v.zarr/{EM},{place}/v.zarr/recon-1/labels/groundtruth/{crop}/[nuc]"
+        for place, crop in (("here", "crop1"), ("there", "crop2"))
+    ]
+    (tmp_path / "d.csv").write_text("\n".join(rows))
+    assert [c.name for c in read_datasplit(tmp_path / "d.csv").crops] == ["v/crop1", "v/crop2"]
 
 
 def test_a_datasplit_of_bad_rows_alone_is_refused(tmp_path):
@@ -105,6 +172,75 @@ def test_the_manifest_of_test_crops_takes_the_finest_grid(tmp_path):
     assert crop.name == "jrc_x/crop557"
     assert crop.grid.voxel_nm == (4, 4, 4)
     assert crop.raw == f"{tmp_path}/jrc_x/jrc_x.zarr/recon-1/em/fibsem-uint8"
+
+
+TEST_HEADER = "crop_name,dataset,class_label,voxel_size,translation,shape"
+TEST_ROW = "{crop},jrc_x,mito,[8;8;8],{at},{shape}"
+
+
+def to_predict(folder, *rows, crops=()):
+    """Crops of a test manifest with rows of 8 nm voxels."""
+    path = folder / "test.csv"
+    given = {"crop": "1", "at": "[4;4;4]", "shape": "[5;5;5]"}
+    lines = [TEST_ROW.format(**{**given, **row}) for row in rows]
+    path.write_text("\n".join([TEST_HEADER, *lines]))
+    return read_test_manifest(path, crops)
+
+
+def test_a_crop_number_with_a_decimal_point_is_that_crop(tmp_path):
+    """Which is what pandas writes where another row of the column is empty."""
+    numbers = ("1.0", "2.", "crop3.0", "4", "crop5", "my crop")
+    crops = to_predict(tmp_path, *({"crop": n} for n in numbers))
+    assert [c.crop for c in crops] == ["crop1", "crop2", "crop3", "crop4", "crop5", "my crop"]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"crop": "1.5"}, "line 2: crop 1.5; expected a whole number"),
+        ({"crop": "1e3"}, "line 2: crop 1e3; expected a whole number"),
+        ({"crop": "nan"}, "line 2: no crop_name"),
+        ({"crop": ""}, "line 2: no crop_name"),
+        ({"at": "[nan;4;4]"}, r"line 2: translation \[nan;4;4\]; expected finite"),
+        ({"at": "[4;inf;4]"}, r"translation \[4;inf;4\]; expected finite"),
+        ({"at": "[1e300;4;4]"}, "below a metre"),
+        ({"at": "[4;4]"}, "expected three numbers"),
+        ({"shape": "[5;5;5.5]"}, "expected three whole numbers above 0"),
+        ({"shape": "[5;5;0]"}, "expected three whole numbers above 0"),
+        ({"shape": "NaN"}, "line 2: no shape"),
+    ],
+)
+def test_a_row_of_test_crops_that_means_no_crop_is_named(row, message, tmp_path):
+    with pytest.raises(DatasplitError, match=message):
+        to_predict(tmp_path, row)
+
+
+def test_a_test_crop_is_in_one_place(tmp_path):
+    (crop,) = to_predict(tmp_path, {}, {})
+    assert crop.line == 2
+    with pytest.raises(
+        DatasplitError, match=r"line 3: jrc_x/crop1 at 80 to 120, .* line 2 at 0 to 40, .*one place"
+    ):
+        to_predict(tmp_path, {}, {"at": "[84;84;84]"})
+
+
+def test_a_dataset_of_several_stores_is_no_dataset_of_test_crops(tmp_path):
+    rows = [f"train,{p}/jrc_x.zarr/{EM},{p}/jrc_x.zarr/{CROP}/[nuc]" for p in ("/d/a", "/d/b")]
+    (tmp_path / "d.csv").write_text("\n".join(rows))
+    crops = read_datasplit(tmp_path / "d.csv").crops
+    with pytest.raises(DatasplitError, match="jrc_x is in several stores; expected a_jrc_x or b_j"):
+        to_predict(tmp_path, {}, crops=crops)
+
+
+def test_a_test_crop_is_in_its_own_reconstruction(tmp_path):
+    recon2 = (EM.replace("recon-1", "recon-2"), CROP.replace("recon-1", "recon-2"))
+    rows = [f"train,jrc_x.zarr/{em},jrc_x.zarr/{crop}/[nuc]" for em, crop in ((EM, CROP), recon2)]
+    (tmp_path / "d.csv").write_text("\n".join(rows))
+    path = tmp_path / "test.csv"
+    row = TEST_ROW.format(crop=7, at="[4;4;4]", shape="[5;5;5]")
+    path.write_text(f"{TEST_HEADER},alignment\n{row},recon-2\n")
+    (crop,) = read_test_manifest(path, read_datasplit(tmp_path / "d.csv").crops)
+    assert crop.raw == f"{tmp_path}/jrc_x.zarr/{recon2[0]}"
 
 
 @pytest.mark.parametrize("spelling", ["h.zarr/", "./h.zarr", "x/../h.zarr", "h.zarr//"])

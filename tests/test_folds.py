@@ -2,8 +2,9 @@ import json
 
 import pytest
 
+from cellmap_core.datalist import read_datalist
 from cellmap_core.errors import DatalistError
-from cellmap_core.folds import FoldItem, assign_folds, working_datalist
+from cellmap_core.folds import FoldItem, assign_folds, check_fold_count, working_datalist
 
 
 def item(dataset, number, *present):
@@ -73,4 +74,105 @@ def test_folds_dealt_anew_are_warned_of(converted, tmp_path, caplog):
 def test_fewer_folds_than_asked_for_are_said():
     folds, notes = assign_folds([item("a", 1, "mito")], 2)
     assert set(folds.values()) == {0}
-    assert notes == ("2 folds asked for, 1 made: there are no more crops",)
+    assert notes == ("2 folds asked for, 1 made: there are no more crops; add crops",)
+    whole = [item("a", 1, "mito"), item("a", 2, "mito")]
+    _, (note,) = assign_folds(whole, 2, "dataset")
+    assert note.endswith("no more datasets; set fold_by=crop or add crops of other datasets")
+
+
+def test_a_class_that_no_fold_could_validate_parts_few_datasets():
+    """Grouping is worth less than a score for every class, where datasets are few."""
+    few = [item("a", i, "mito", "nuc") for i in (1, 2)] + [item("b", i, "mito") for i in (1, 2)]
+    folds, notes = assign_folds(few, 2)
+    assert {folds["a/crop1"], folds["a/crop2"]} == {0, 1}
+    assert "else nuc would be in one fold alone" in notes[0]
+    assert notes[0].endswith("fold_by=dataset keeps them together")
+    folds, notes = assign_folds(few, 2, "dataset")
+    assert folds["a/crop1"] == folds["a/crop2"]
+    (note,) = notes
+    assert note.startswith("nuc is present in fold")
+    assert note.endswith("fold_by=crop has it in 2 folds")
+    many = [*few, *(item(d, i, "mito") for d in "cd" for i in (1, 2))]
+    folds, notes = assign_folds(many, 2)
+    assert folds["a/crop1"] == folds["a/crop2"]
+    assert notes[0].endswith("fold_by=crop has it in 2 folds")
+
+
+def test_one_class_of_many_does_not_part_datasets():
+    names = ("cell", "er", "ld", "mito")
+    few = [item("a", i, *names, "nuc") for i in (1, 2)] + [item("b", i, *names) for i in (1, 2)]
+    folds, _ = assign_folds(few, 2)
+    assert folds["a/crop1"] == folds["a/crop2"]
+
+
+@pytest.mark.parametrize("by", ["auto", "crop", "dataset"])
+def test_crops_that_belong_together_share_a_fold(by):
+    items = [item(d, i, "mito") for d in "abc" for i in (1, 2)]
+    linked = [
+        i.model_copy(update={"together": "x"}) if i.name in ("a/crop1", "b/crop2") else i
+        for i in items
+    ]
+    folds, _ = assign_folds(linked, 2, by)
+    assert folds["a/crop1"] == folds["b/crop2"]
+    assert {*folds.values()} == {0, 1}
+    if by == "dataset":
+        assert len({folds[f"{d}/crop{i}"] for d in "ab" for i in (1, 2)}) == 1
+
+
+def write_list(folder, contents, **more):
+    """A list made elsewhere, with an image of the given bytes a case."""
+    folder.mkdir(exist_ok=True)
+    rows = []
+    for i, content in enumerate(contents):
+        (folder / f"c{i}.nii").write_bytes(content)
+        rows.append({"image": f"c{i}.nii", "label": f"l{i}.nii"})
+    for i, fold in enumerate(more.pop("folds", ())):
+        rows[i]["fold"] = fold
+    held_out = more.pop("testing", 0)
+    training, testing = rows[: len(rows) - held_out], rows[len(rows) - held_out :]
+    document = {"training": training, "testing": testing, "class_names": ["mito"], **more}
+    (folder / "datalist.json").write_text(json.dumps(document))
+    return folder / "datalist.json"
+
+
+def test_equal_images_share_a_fold_and_are_named(tmp_path, caplog):
+    contents = [bytes([k]) * 100_000 for k in (1, 2, 1, 3, 4, 2)]
+    path = write_list(tmp_path / "d", contents, testing=1)
+    work = read_datalist(working_datalist(path, tmp_path / "work", 4))
+    folds = [entry.fold for entry in work.training]
+    assert folds[0] == folds[2]
+    assert sorted({*folds}) == [0, 1, 2, 3]
+    assert "c0.nii and c2.nii show the same voxels: they are in one fold" in caplog.text
+    leak = "c5.nii, which is to be predicted, shows voxels of c1.nii, which is trained on"
+    assert leak in caplog.text
+    assert any(leak in note for note in work.notes)
+
+
+def test_files_that_differ_in_one_byte_are_no_equal_files(tmp_path):
+    one, other = bytearray(1_000_000), bytearray(1_000_000)
+    other[300_001] = 1
+    path = write_list(tmp_path / "d", [one, other])
+    assert read_datalist(working_datalist(path, tmp_path / "work", 2)).notes == ()
+
+
+def test_folds_that_part_equal_images_stand_and_are_warned_of(tmp_path, caplog):
+    path = write_list(tmp_path / "d", [b"same", b"same", b"else"], folds=(0, 1, 1))
+    work = read_datalist(working_datalist(path, tmp_path / "work", 2))
+    assert [entry.fold for entry in work.training] == [0, 1, 1]
+    assert "c0.nii (fold 0) and c1.nii (fold 1) show the same voxels" in caplog.text
+    assert len(work.notes) == 1
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_no_number_of_folds_does_for_fewer_than_two_crops(count, tmp_path):
+    path = write_list(tmp_path / "d", [b"image"] * count)
+    with pytest.raises(DatalistError, match=f"has {count} crop.* add crops: .* at least 2") as info:
+        check_fold_count(path, 5)
+    assert "num_fold" not in str(info.value)
+
+
+def test_too_few_groups_for_the_folds_are_refused_with_the_remedy(tmp_path):
+    path = write_list(tmp_path / "d", [b"same", b"same", b"same"])
+    with pytest.raises(DatalistError, match=r"1 of 2 folds can be made.*add crops"):
+        working_datalist(path, tmp_path / "work", 2)
+    assert not (tmp_path / "work").exists()

@@ -104,13 +104,6 @@ def _check_cases(path: Path, cases: Datalist) -> None:
             "cases to predict in its list 'testing'",
             "convert again with validate rows in the datasplit, or with test_manifest",
         )
-    stems = [entry.stem for entry in cases.testing]
-    if twice := sorted({s for s in stems if stems.count(s) > 1}):
-        raise EnsembleError(
-            f"{path}: several testing images are called {', '.join(twice)}",
-            "a file name for each case",
-            "rename the images; predictions are named after them",
-        )
 
 
 def _known_classes(cases: Datalist, members: Sequence[Member]) -> tuple[str, ...]:

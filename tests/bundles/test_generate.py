@@ -181,7 +181,11 @@ def test_algo_trains_in_a_folder_with_spaces(make):
         ),
         ({"algos": ["segresnet"] * 2}, OptionError, "each algorithm once"),
         ({"overrides": {"lr": 1}}, OptionError, "unknown override lr; .*learning_rate"),
-        ({"num_fold": 5}, DatalistError, "5 folds of 4 training cases"),
+        (
+            {"num_fold": 5},
+            DatalistError,
+            "4 crops to train on; expected .* each of 5",
+        ),
         ({"num_fold": 3}, DatalistError, "fold 2 has 4 training and 0 validation cases"),
         ({"templates": Path("/nowhere")}, BundleError, "no algorithm template in /nowhere"),
     ],

@@ -392,3 +392,67 @@ def test_findings_see_mixed_spacing(new_data_set, tmp_path):
     found = {f.topic: f for f in findings(document["stats_summary"], document["stats_by_cases"])}
     assert "Not the same" in found["Voxel spacing"].finding
     assert found["Classes nowhere annotated"].finding == "b."
+
+
+def foreign(folder, volumes, **document):
+    """A list made elsewhere: an image and a label file a case, and how it names classes."""
+    for kind in ("images", "labels"):
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+    rows = []
+    for i, label in enumerate(volumes):
+        label = np.asarray(label, np.uint8).reshape(-1, 3, 4)
+        write(folder / f"images/c{i}.nii", label * 10 + np.uint8(i))
+        write(folder / f"labels/c{i}.nii", label)
+        rows.append({"image": f"images/c{i}.nii", "label": f"labels/c{i}.nii"})
+    (folder / "datalist.json").write_text(json.dumps({"training": rows, **document}))
+    return folder / "datalist.json"
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"class_names": ["background", "mito", "er"]},
+        {"labels": {"0": "background", "1": "mito", "2": "er"}},
+        {"labels": {"background": 0, "mito": 1, "er": 2, "ignore": 3}},
+    ],
+)
+def test_classes_of_other_tools_have_the_voxels_of_their_ids(document, tmp_path):
+    label = np.repeat([0, 1, 1, 2], 12)
+    ignored = 0
+    if "ignore" in document.get("labels", {}):
+        label, ignored = np.concatenate([label, np.full(12, 3)]), 12
+    result = analyze(foreign(tmp_path / "data", [label], **document), tmp_path / "work")
+    rows = {r["name"]: r["voxels"] for r in read_summary(result.datastats)["class_stats"]}
+    assert rows == {
+        name: {
+            "present": int((label == i).sum()),
+            "absent": int((label != i).sum()) - ignored,
+            "unknown": ignored,
+        }
+        for i, name in enumerate(("mito", "er"), start=1)
+    }
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        (
+            {"class_names": ["mito", "er"]},
+            r"labels/c1\.nii has label ids from 0 to 3; expected",
+        ),
+        ({"labels": {"mito": 1, "er": 4}}, r"labels/c1\.nii has the label id 3; expected"),
+    ],
+)
+def test_a_label_id_outside_the_table_names_its_file(document, message, tmp_path):
+    labels = [np.repeat([0, 1], 12), np.repeat([0, 3], 12)]
+    result = analyze(foreign(tmp_path / "data", labels, **document), tmp_path / "work")
+    (failure,) = result.failures
+    assert failure.item == "c1.nii"
+    assert re.search(message, failure.reason)
+
+
+def test_the_same_image_twice_is_named(tmp_path, caplog):
+    path = foreign(tmp_path / "data", [np.repeat([0, 1], 12)] * 2, class_names=["mito"])
+    shutil.copy(tmp_path / "data/images/c0.nii", tmp_path / "data/images/c1.nii")
+    analyze(path, tmp_path / "work")
+    assert re.search(r"c0\.nii .*and c1\.nii .*show the same voxels", caplog.text)

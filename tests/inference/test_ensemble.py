@@ -190,11 +190,6 @@ def test_nothing_to_predict_or_to_predict_with_is_an_error(project):
     write_datalist(datalist, cases.model_copy(update={"testing": ()}))
     with pytest.raises(EnsembleError, match=r"no testing case; .*convert again"):
         ensemble(datalist, work_dir, bundles)
-    (one,) = cases.testing
-    other = one.model_copy(update={"image": f"other/{one.image}"})
-    write_datalist(datalist, cases.model_copy(update={"testing": (one, other)}))
-    with pytest.raises(EnsembleError, match="several testing images are called crop4"):
-        ensemble(datalist, work_dir, bundles)
 
 
 def test_unlabelled_case_has_no_score(project):

@@ -9,6 +9,7 @@ from scipy.ndimage import gaussian_filter
 
 from cellmap_core.datalist import read_datalist
 from cellmap_core.errors import NiftiError, TrainingError
+from cellmap_core.label_table import LabelTable
 from cellmap_core.nifti import read_volume, write_volume
 from cellmap_core.training.augment import (
     Change,
@@ -118,6 +119,21 @@ def test_presence_is_counted_exactly_and_sampled_fairly(monkeypatch):
 def test_label_that_the_table_does_not_know_is_named():
     with pytest.raises(NiftiError, match="a/b: label id 9; expected ids 0 to 4"):
         find_presence(np.full((4, 4, 4), 9, dtype=np.uint8), 5, "a/b")
+
+
+def test_a_label_that_the_datalist_gives_no_meaning_is_named_with_its_file(tmp_path):
+    datalist = read_datalist(make_project(tmp_path))
+    rows = [row | ({"undefined": True} if row["id"] == 2 else {}) for row in TABLE.to_json()]
+    table = LabelTable.from_json(datalist.classes, rows)
+    other = datalist.model_copy(update={"table": table})
+    case = open_case(other, other.training[0], tmp_path / "cache")
+    assert (case.label == 2).any()
+    for look in (
+        lambda: presence_of(case, len(rows)),
+        lambda: case.labels_at((slice(None),) * 3, len(rows)),
+    ):
+        with pytest.raises(NiftiError, match=f"{case.label_file}.: label id 2; expected ids that"):
+            look()
 
 
 def test_quarter_turns_stay_between_equal_voxels():
