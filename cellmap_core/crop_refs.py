@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Literal, get_args
 
 from cellmap_core.errors import CellmapError, DatasplitError, RowError
@@ -219,7 +219,7 @@ def in_store(location: str) -> tuple[str, str, tuple[str, ...]]:
 
 def place_of(location: str) -> str:
     """Return the one name of a location: links in a local path are followed."""
-    return location if "://" in location else str(Path(location).resolve())
+    return location if "://" in location else os.path.realpath(location)
 
 
 def tissue_of(ref: CropRef) -> str:

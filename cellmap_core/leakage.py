@@ -161,7 +161,8 @@ def leakage_notes(datalist: Datalist, pairs: Sequence[tuple[Entry, Entry]]) -> t
                 "trained on: how well it is predicted says nothing of new data"
             )
         elif one.fold == other.fold:
-            notes.append(f"{one.name} and {other.name} show the same voxels: they are in one fold")
+            kept = "" if one.fold is None else ": they are in one fold"
+            notes.append(f"{one.name} and {other.name} show the same voxels{kept}")
         else:
             notes.append(
                 f"{one.name} (fold {one.fold}) and {other.name} (fold {other.fold}) show the same "

@@ -149,10 +149,15 @@ def _finer(known: CropRef | None, new: CropRef) -> CropRef:
     Raises
     ------
     RowError
-        They are not in one place.
+        They are not in one place of one volume.
     """
     if known is None or known.grid is None or new.grid is None:
         return new
+    if known.raw != new.raw:
+        raise RowError(
+            f"{new.name} in {new.raw}, and in line {known.line} in {known.raw}",
+            "one volume for all classes of a crop",
+        )
     one, other = known.grid, new.grid
     coarser = [max(sizes) for sizes in zip(one.voxel_nm, other.voxel_nm, strict=True)]
     ends = ((one.box.low_nm, other.box.low_nm), (one.box.high_nm, other.box.high_nm))

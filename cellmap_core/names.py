@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from cellmap_core.provenance import key_of
@@ -57,8 +58,9 @@ def distinct_names(
     ordered = sorted(set(places))
     folders = telling_folders([_folders(place) for place in ordered])
     names = [joint.join((*told, base)) for told in folders]
+    count = Counter(names)
     return {
-        place: f"{name}-{key_of(place)[:6]}" if names.count(name) > 1 or name in taken else name
+        place: f"{name}-{key_of(place)[:6]}" if count[name] > 1 or name in taken else name
         for place, name in zip(ordered, names, strict=True)
     }
 

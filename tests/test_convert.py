@@ -399,16 +399,16 @@ def test_label_stores_of_one_em_are_one_specimen(own_phantom, tmp_path):
     for name in ("ann", "bob"):
         shutil.copytree(folder / "phantom-a/phantom-a.zarr", folder / f"{name}.zarr")
         shutil.rmtree(folder / f"{name}.zarr/recon-1/em")
-    lines = [r for r in own_phantom.read_text().splitlines() if "train" in r]
+    one, two, _, other = (r for r in own_phantom.read_text().splitlines() if "train" in r)
     lines = [
-        r.replace('phantom-a/phantom-a.zarr","recon-1/labels', f'{name}.zarr","recon-1/labels')
-        for r, name in zip(lines[:2], ("ann", "bob"), strict=True)
-    ] + lines[2:]
-    own_phantom.write_text("\n".join(lines))
-    datalist = read_datalist(run(own_phantom, tmp_path / "out").datalist)
+        row.replace('phantom-a/phantom-a.zarr","recon-1/labels', f'{name}.zarr","recon-1/labels')
+        for row, name in ((one, "ann"), (two, "bob"))
+    ]
+    own_phantom.write_text("\n".join([*lines, other]))
+    datalist = read_datalist(run(own_phantom, tmp_path / "out", fold_by="dataset").datalist)
     folds = {e.name: e.fold for e in datalist.training}
-    assert set(folds) == {"ann/crop1", "bob/crop2", "phantom-b/crop4", "phantom-b/crop5"}
-    assert folds["ann/crop1"] == folds["bob/crop2"] != folds["phantom-b/crop4"]
+    assert set(folds) == {"ann/crop1", "bob/crop2", "phantom-b/crop5"}
+    assert folds["ann/crop1"] == folds["bob/crop2"] != folds["phantom-b/crop5"]
 
 
 @pytest.mark.parametrize("step", ["read_crop", "write_label"])
