@@ -105,7 +105,7 @@ class Datalist(Frozen):
     Attributes
     ----------
     folder : Path
-        The folder of ``datalist.json``, to which all paths are relative.
+        The folder to which all paths are relative; that of ``datalist.json`` unless told else.
     table : LabelTable
         Classes and label ids.
     training, testing : tuple of Entry
@@ -167,12 +167,20 @@ def write_datalist(path: Path, datalist: Datalist) -> None:
     write_json(path, datalist.to_json())
 
 
-def read_datalist(path: Path) -> Datalist:
+def read_datalist(path: Path, dataroot: Path | None = None) -> Datalist:
     """Read and check a ``datalist.json``.
 
     Lists made elsewhere work too: where there is no label table, their class names or labels
     give one; where a case does not say which classes are annotated, all are. Cases of a list
     ``validation`` are held out, as those of ``testing``.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    dataroot : Path, optional
+        Folder to which its paths are relative (default: the file's own folder). MONAI's runners
+        copy the list and name this folder apart from it.
 
     Raises
     ------
@@ -199,7 +207,7 @@ def read_datalist(path: Path) -> Datalist:
     testing = _held_out(path, document, len(table.classes))
     titles = _names_of((*training, *testing), path.parent, lambda e: e.name, "/")
     return Datalist(
-        folder=path.resolve().parent,
+        folder=(dataroot or path.parent).resolve(),
         table=table,
         training=_with_names(training, titles, path.parent),
         testing=_with_names(testing, titles, path.parent),

@@ -133,6 +133,11 @@ class LabelTable(Frozen):
         return tuple(c.id for c in self.combinations if c.undefined)
 
     @property
+    def exclusive(self) -> bool:
+        """Whether no id stands for two classes at once."""
+        return bool(((self.states() == PRESENT).sum(axis=1) <= 1).all())
+
+    @property
     def dtype(self) -> np.dtype[Any]:
         """The smallest unsigned type that holds every id."""
         return np.min_scalar_type(max(len(self.combinations) - 1, 0))

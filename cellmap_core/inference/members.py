@@ -14,11 +14,12 @@ from cellmap_core.bundles.names import is_ours
 from cellmap_core.errors import CellmapError, EnsembleError
 from cellmap_core.models import BundleRef, Failure
 from cellmap_core.provenance import file_digest
-from cellmap_core.training.algorithms import build_network, with_architecture
-from cellmap_core.training.checkpoint import Model, load_model
+from cellmap_core.training.algorithms import build_network
+from cellmap_core.training.checkpoint import Model
 from cellmap_core.training.config import TrainConfig
 from cellmap_core.training.config_files import read_bundle_config
 from cellmap_core.training.result import best_checkpoint
+from cellmap_core.training.trained import load_trained
 
 logger = logging.getLogger(__name__)
 
@@ -80,9 +81,13 @@ def open_members(
 
 
 def _open(bundle: BundleRef, classes: Sequence[str]) -> Member:
-    config = read_bundle_config(bundle.folder)
     path = best_checkpoint(bundle.folder)
-    model = load_model(path, config.digest)
+    config, model = load_trained(path, read_bundle_config(bundle.folder))
+    if model.training_params:
+        logger.info(
+            "%s was trained with %s in place of what its hyper_parameters.yaml says",
+            bundle.name, ", ".join(f"{k}={v}" for k, v in model.training_params.items()),
+        )  # fmt: skip
     if tuple(model.classes) != tuple(classes):
         raise EnsembleError(
             f"{path} has classes {', '.join(model.classes)}", f"the datalist's {', '.join(classes)}"
@@ -101,7 +106,7 @@ class Networks:
 
     def of(self, member: Member) -> torch.nn.Module:
         """The network with a member's weights, in eval mode; valid until the next call."""
-        config = with_architecture(member.config, member.model.architecture)
+        config = member.config
         kind = config.network_key
         if kind not in self._built:
             while len(self._built) >= _KEPT_NETWORKS:

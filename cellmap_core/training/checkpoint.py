@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -81,6 +81,9 @@ class Model:
         The weights.
     architecture : dict or None
         What a search found, for algorithms that search.
+    training_params : dict
+        Values of the configuration that were given when the training began, and that
+        ``hyper_parameters.yaml`` does not hold.
     """
 
     config_digest: str
@@ -90,6 +93,7 @@ class Model:
     dice: dict[str, float | None]
     model: dict[str, Any]
     architecture: dict[str, Any] | None = None
+    training_params: dict[str, Any] = field(default_factory=dict)
 
 
 _State = TypeVar("_State", Snapshot, Model)
@@ -134,7 +138,7 @@ def load_snapshot(path: Path, config_digest: str) -> Snapshot:
     CheckpointError
         The file is damaged, or belongs to another configuration.
     """
-    return _check(Snapshot(**_load(path, Snapshot, mmap=False)), path, config_digest)
+    return check_configuration(Snapshot(**_load(path, Snapshot, mmap=False)), path, config_digest)
 
 
 def load_model(path: Path, config_digest: str) -> Model:
@@ -145,7 +149,27 @@ def load_model(path: Path, config_digest: str) -> Model:
     CheckpointError
         The file is damaged, or belongs to another configuration.
     """
-    return _check(Model(**_load(path, Model, mmap=True)), path, config_digest)
+    return check_configuration(read_model(path), path, config_digest)
+
+
+def read_model(path: Path) -> Model:
+    """Read weights of whatever configuration; whoever builds the network checks that.
+
+    Raises
+    ------
+    CheckpointError
+        The file is missing or damaged.
+    """
+    return Model(**_load(path, Model, mmap=True))
+
+
+def configuration_of(path: Path) -> str | None:
+    """Digest of the configuration that a checkpoint is of; None where it cannot be read."""
+    kinds: tuple[type[Snapshot] | type[Model], ...] = (Snapshot, Model)
+    for kind in kinds:
+        with contextlib.suppress(CheckpointError):
+            return str(_load(path, kind, mmap=True)["config_digest"])
+    return None
 
 
 def rng_state() -> dict[str, Any]:
@@ -172,7 +196,7 @@ def restore_rng(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
-def _load(path: Path, kind: type[_State], *, mmap: bool) -> dict[str, Any]:
+def _load(path: Path, kind: type[Snapshot] | type[Model], *, mmap: bool) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"no checkpoint {path}", "a trained bundle", "train it first")
     try:
@@ -182,12 +206,21 @@ def _load(path: Path, kind: type[_State], *, mmap: bool) -> dict[str, Any]:
         line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DamagedError(f"{path} is damaged ({line})", "a whole checkpoint") from error
     names = {f.name for f in fields(kind)}
-    if not isinstance(state, dict) or set(state) != names:
+    # An older version wrote no fields that have a default now.
+    needed = {f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING}
+    if not isinstance(state, dict) or not needed <= set(state) <= names:
         raise DamagedError(f"{path} is not a checkpoint of this project", f"{sorted(names)}")
     return state
 
 
-def _check(state: _State, path: Path, config_digest: str) -> _State:
+def check_configuration(state: _State, path: Path, config_digest: str) -> _State:
+    """Return a checkpoint if it is of a configuration.
+
+    Raises
+    ------
+    CheckpointError
+        It is of another one.
+    """
     if state.config_digest != config_digest:
         raise CheckpointError(
             f"{path} belongs to another configuration ({state.config_digest[:8]})",

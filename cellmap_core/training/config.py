@@ -98,6 +98,14 @@ class TrainConfig(Frozen):
     cache : str
         ``mapped``: volumes stay on disk, and what is read in the system's page cache;
         ``memory``: they are read into memory at the start.
+    dataroot : Path or None
+        Folder to which the datalist's paths are relative, where it is not the datalist's own.
+    background_channel : bool
+        Whether `InferClass` returns a channel of the background before those of the classes, as
+        MONAI's ensemble needs it where it takes the likeliest channel (``sigmoid: false``).
+    training_params : dict
+        Values that were given when the training began and differ from
+        ``hyper_parameters.yaml``. They are never in that file, but in the best model.
     rules : dict
         Field name → why it has its value.
     """
@@ -131,6 +139,9 @@ class TrainConfig(Frozen):
     compile: bool = False
     cache: Literal["mapped", "memory"]
     seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
+    dataroot: Path | None = None
+    background_channel: bool = False
+    training_params: dict[str, Any] = {}
     rules: dict[str, Rule] = {}
 
     @model_validator(mode="after")
@@ -187,7 +198,10 @@ class TrainConfig(Frozen):
 
 _WITHOUT_EFFECT = {
     "datalist",
+    "dataroot",
     "ckpt_path",
+    "background_channel",
+    "training_params",
     "rules",
     "micro_batch",
     "sw_batch_size",

@@ -22,7 +22,31 @@ MODEL_FOLDER = "model"
 CONFIG_NAME = "configs/hyper_parameters.yaml"
 
 # What a bundle is and where it lies is not for the user to set.
-_FIXED = {"algo", "fold", "datalist", "ckpt_path", "classes", "rules", "architecture"}
+_FIXED = {
+    "algo",
+    "fold",
+    "datalist",
+    "dataroot",
+    "ckpt_path",
+    "classes",
+    "background_channel",
+    "training_params",
+    "rules",
+    "architecture",
+}
+#: What ``hyper_parameters.yaml`` never holds: it belongs to a model.
+OF_MODEL = {"architecture", "training_params"}
+# Names that MONAI's own templates have for values like these.
+_MONAI_NAMES = {
+    "num_images_per_batch": "batch_size",
+    "num_epochs_per_validation": "validate_every",
+    "num_warmup_epochs": "warmup_steps",
+    "num_sw_batch_size": "sw_batch_size",
+    "num_patches_per_iter": "micro_batch",
+    "roi_size": "patch_size_vox",
+    "overlap_ratio": "overlap",
+    "amp": "precision",
+}
 
 
 def overridable(algo: str) -> tuple[str, ...]:
@@ -70,6 +94,7 @@ def _checked(algos: Sequence[str], name: str, value: Any) -> Any:
             f"unknown override {name}",
             f"any of {', '.join(valid)}, with the algorithm and a dot before it to set it for "
             f"that one alone ({', '.join(algos)})",
+            f"MONAI's {plain} is {like} here" if (like := _MONAI_NAMES.get(plain)) else "",
         )
     field = algorithm(takers[0]).config.model_fields[plain]
     kind: Any = Annotated[(field.annotation, *field.metadata, plain)]
@@ -103,7 +128,7 @@ def make_config(values: Mapping[str, Any]) -> TrainConfig:
 
 def write_config(path: Path, config: TrainConfig) -> None:
     """Write ``hyper_parameters.yaml``, whole or not at all; the reasons come last."""
-    values = config.model_dump(mode="json", exclude={"architecture"})
+    values = config.model_dump(mode="json", exclude=OF_MODEL)
     # Relative to the bundle, so that a folder with data and bundles can be moved or copied.
     values["datalist"] = os.path.relpath(config.datalist, path.parent.parent)
     values["rules"] = values.pop("rules")
@@ -112,6 +137,19 @@ def write_config(path: Path, config: TrainConfig) -> None:
 
 def read_config(paths: Sequence[Path], overrides: Mapping[str, Any] | None = None) -> TrainConfig:
     """Read one or more YAML files, later ones over earlier ones, and overrides over all.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+        The files; the first one lies in the bundle's ``configs``.
+    overrides : mapping, optional
+        See `check_overrides`; and ``dataroot``, where the data were moved.
+
+    Returns
+    -------
+    TrainConfig
+        Its ``training_params`` are the values in which the overrides made it differ from the
+        files.
 
     Raises
     ------
@@ -131,9 +169,35 @@ def read_config(paths: Sequence[Path], overrides: Mapping[str, Any] | None = Non
         values |= document
     if paths:
         _place(values, paths[0].resolve().parents[1])
-    algo = str(values.get("algo"))
-    given = check_overrides(overrides or {}, [algorithm(algo).name])
-    return make_config(values | overrides_for(algo, given))
+    given = dict(overrides or {})
+    if "dataroot" in given:
+        values["dataroot"] = given.pop("dataroot")
+    written = make_config(values)
+    if not given:
+        return written
+    given = check_overrides(given, [written.algo])
+    config = make_config(values | overrides_for(written.algo, given))
+    return config.model_copy(update={"training_params": differing(config, written)})
+
+
+def differing(config: TrainConfig, other: TrainConfig) -> dict[str, Any]:
+    """Names and values (as in YAML) that a user may set and in which a configuration differs."""
+    names = set(overridable(config.algo))
+    here, there = (c.model_dump(mode="json", include=names) for c in (config, other))
+    return {name: value for name, value in here.items() if value != there[name]}
+
+
+def with_training_params(written: TrainConfig, params: Mapping[str, Any]) -> TrainConfig:
+    """The configuration that `read_config` made of these parameters.
+
+    Raises
+    ------
+    OptionError
+        The written values and the parameters do not go together.
+    """
+    if not params:
+        return written
+    return make_config({**written.model_dump(), **params, "training_params": dict(params)})
 
 
 def _place(values: dict[str, Any], bundle: Path) -> None:

@@ -54,7 +54,7 @@ def open_fold(config: TrainConfig, cache: Path) -> FoldData:
     DatalistError, NiftiError
         The datalist or a case cannot be read.
     """
-    datalist = read_datalist(config.datalist)
+    datalist = read_datalist(config.datalist, config.dataroot)
     in_memory = config.cache == "memory"
     if datalist.classes != config.classes:
         raise TrainingError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -68,7 +69,7 @@ def command(
         return [sys.executable, "-m", "cellmap_core.bundles.foreign", str(folder)]
     configs = sorted(p for p in (folder / "configs").glob("*.*") if p.suffix in {".yaml", ".json"})
     files = ",".join(str(p) for p in configs) or str(folder / CONFIG_NAME)
-    extra = [f"--{name}={value}" for name, value in (overrides or {}).items()]
+    extra = [f"--{name}={_as_yaml(value)}" for name, value in (overrides or {}).items()]
     together = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     return [
         sys.executable,
@@ -78,6 +79,11 @@ def command(
         f"--config_file={files}",
         *extra,
     ]
+
+
+def _as_yaml(value: Any) -> str:
+    """A value as the training reads it back; JSON is YAML on one line."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def stop_files(folder: Path) -> tuple[Path, Path]:
@@ -133,41 +139,79 @@ def train_bundle(
         raise TrainingError(
             f"training {bundle.name} is held by {', '.join(there)}", "", "remove it to go on"
         )
-    last: deque[str] = deque(maxlen=_KEPT_LINES)
+    environment: dict[str, str] = {}
+    if threads:
+        environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    if gpus:
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     seen = len(read_epochs(bundle))
-    with _process(bundle, threads, gpus) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            last.append(line.rstrip("\n"))
-            on_line(last[-1])
-            seen = _report(bundle, seen, on_epoch)
-        code = process.wait()
-    _report(bundle, seen, on_epoch)
-    _check_end(bundle, code, list(last))
+
+    def follow(line: str) -> None:
+        nonlocal seen
+        on_line(line)
+        seen = _report(bundle, seen, on_epoch)
+
+    try:
+        arguments = command(bundle.folder, processes=max(1, len(gpus)))
+        run_training(bundle, arguments, environment, follow)
+    finally:
+        _report(bundle, seen, on_epoch)
     if (result := read_result(bundle)) is None:
         raise TrainingError(f"{bundle.name} ended without a result", "model/result.json")
     return result.model_copy(update={"done": 1, "current": 0})
 
 
+def run_training(
+    bundle: BundleRef,
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    on_line: Callable[[str], None],
+) -> None:
+    """Run the process of a training to its end.
+
+    Parameters
+    ----------
+    bundle : BundleRef
+        What is trained.
+    arguments : sequence of str
+        See `command`.
+    environment : mapping
+        Variables besides this process's own.
+    on_line : callable
+        Gets each line of its log as it comes.
+
+    Raises
+    ------
+    TrainingInterrupted
+        The process was ended from outside; another try goes on from its checkpoint.
+    TrainingError
+        The training failed; the message is its own, or the end of its log.
+    """
+    last: deque[str] = deque(maxlen=_KEPT_LINES)
+    with _process(arguments, environment) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            last.append(line.rstrip("\n"))
+            on_line(last[-1])
+        code = process.wait()
+    _check_end(bundle, code, list(last))
+
+
 @contextmanager
 def _process(
-    bundle: BundleRef, threads: int | None, gpus: Sequence[str]
+    arguments: Sequence[str], environment: Mapping[str, str]
 ) -> Iterator[subprocess.Popen[str]]:
     """Run the training; it never outlives this block."""
-    environment = {**os.environ, PARENT_VARIABLE: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
-    if threads:
-        environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    if gpus:
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+    own = {**os.environ, PARENT_VARIABLE: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
-        command(bundle.folder, processes=max(1, len(gpus))),
+        arguments,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         encoding="utf-8",
         errors="replace",
-        env=environment,
+        env={**own, **environment},
     )
     try:
         yield process

@@ -10,7 +10,6 @@ from typing import Any
 
 from cellmap_core.datalist import Datalist
 from cellmap_core.grid import Shape
-from cellmap_core.label_table import PRESENT
 from cellmap_core.training.algorithms import algorithm
 from cellmap_core.training.algorithms.algorithm import Algorithm, Made, Maker
 from cellmap_core.training.config import Rule, TrainConfig
@@ -19,6 +18,8 @@ from cellmap_core.training.facts import Facts, Memory, facts_of, memory_there, r
 
 logger = logging.getLogger(__name__)
 
+#: The reason of a value that no rule made.
+SET_BY_USER = "set by the user"
 # 96 voxels at 8 nm are 0.77 µm: a whole mitochondrion's width.
 _PATCH_EDGE_VOX = 96
 _MAX_BATCH = 8
@@ -67,17 +68,24 @@ def derive(
     """
     algo = algorithm(str(identity["algo"]))
     check_overrides(overrides)
-    training, validation = datalist.split(int(identity["fold"]))
-    facts = read_facts(
+    facts = facts_for(datastats, datalist, int(identity["fold"]), memory)
+    config = derive_from(facts, {**identity, "classes": datalist.classes}, overrides)
+    _warn_of_memory(algo, facts.memory, config)
+    return config
+
+
+def facts_for(
+    datastats: Path, datalist: Datalist, fold: int, memory: Memory | None = None
+) -> Facts:
+    """What the rules of a fold look at; see `derive`."""
+    training, validation = datalist.split(fold)
+    return read_facts(
         datastats,
         len(training),
         validation_cases=len(validation),
         memory=memory or memory_there(),
-        exclusive=_exclusive(datalist),
+        exclusive=datalist.table.exclusive,
     )
-    config = derive_from(facts, {**identity, "classes": datalist.classes}, overrides)
-    _warn_of_memory(algo, facts.memory, config)
-    return config
 
 
 def derive_from(
@@ -97,7 +105,7 @@ def derive_from(
     algo = algorithm(str(identity["algo"]))
     given = overrides_for(algo.name, check_overrides(overrides))
     values: dict[str, Any] = {**identity, **given}
-    rules = {name: Rule(reason="set by the user") for name in given}
+    rules = {name: Rule(reason=SET_BY_USER) for name in given}
     for name, make in _rules(algo):
         if name not in given:
             values[name], reason, inputs = make(facts, values)
@@ -133,10 +141,6 @@ def propose(summary: Mapping[str, Any], training_cases: int) -> dict[str, tuple[
         values[name], reason, _ = make(facts, values)
         said[name] = (values[name], reason)
     return said
-
-
-def _exclusive(datalist: Datalist) -> bool:
-    return bool(((datalist.table.states() == PRESENT).sum(axis=1) <= 1).all())
 
 
 def _rules(algo: Algorithm) -> Iterator[tuple[str, Maker]]:

@@ -61,7 +61,7 @@ def searched(
     found = read_architecture(folder, config) or _of_best(folder, config)
     if found is None:
         logger.info("%s_%d searches an architecture first", config.algo, config.fold)
-        learner = SearchLearner(_search_config(config), data, team)
+        learner = SearchLearner(search_config(config), data, team)
         Trainer(learner, data, folder / SEARCH_FOLDER, stop, " search").run()
         found = learner.decoded(config.digest)
         if team.leads:
@@ -81,7 +81,7 @@ def _of_best(folder: Path, config: DintsConfig) -> Architecture | None:
     return None if kept is None else Architecture.model_validate(kept)
 
 
-def _search_config(config: DintsConfig) -> DintsConfig:
+def search_config(config: DintsConfig) -> DintsConfig:
     """A short training of the whole space, which nobody will predict with."""
     epochs = config.search_epochs
     steps = epochs * config.num_steps_per_epoch

@@ -124,10 +124,9 @@ class _MLflow:
             self._run = kept.read_text(encoding="ascii").strip()
             return
         name = f"{config.algo}_{config.fold}"
-        experiment = self._client.get_experiment_by_name("auto3dseg")
-        number = (
-            experiment.experiment_id if experiment else self._client.create_experiment("auto3dseg")
-        )
+        group = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "auto3dseg"
+        experiment = self._client.get_experiment_by_name(group)
+        number = experiment.experiment_id if experiment else self._client.create_experiment(group)
         self._run = self._client.create_run(number, run_name=name).info.run_id
         for key, value in _parameters(config):
             self._client.log_param(self._run, key, value)

@@ -230,6 +230,7 @@ class Trainer:
                 dice=record["dice"],
                 model=self.learner.best_network.state_dict(),
                 architecture=self.learner.architecture,
+                training_params=self.config.training_params,
             )
             checkpoint.save(self.folder / BEST_NAME, model)
 

@@ -112,11 +112,11 @@ def test_search_is_kept_and_gone_on_with(tmp_path):
 
 def test_search_changes_the_architecture_by_the_data(tmp_path):
     from cellmap_core.training.data import open_fold
-    from cellmap_core.training.search import SearchLearner, _search_config
+    from cellmap_core.training.search import SearchLearner, search_config
     from cellmap_core.training.team import alone
 
     bundle = tiny_bundles(tmp_path, ["dints"])[0]
-    config = _search_config(read_bundle_config(bundle.folder))
+    config = search_config(read_bundle_config(bundle.folder))
     data = open_fold(config, tmp_path / "cache")
     torch.manual_seed(0)
     learner = SearchLearner(config, data, alone())
@@ -209,11 +209,11 @@ def test_a_damaged_architecture_is_taken_from_the_best_model(tmp_path):
 def test_the_architecture_learns_from_its_own_patches_alone(tmp_path):
     """Gradients of the weights' step must not be left on the architecture's parameters."""
     from cellmap_core.training.data import open_fold
-    from cellmap_core.training.search import SearchLearner, _search_config
+    from cellmap_core.training.search import SearchLearner, search_config
     from cellmap_core.training.team import alone
 
     bundle = tiny_bundles(tmp_path, ["dints"])[0]
-    config = _search_config(read_bundle_config(bundle.folder))
+    config = search_config(read_bundle_config(bundle.folder))
     data = open_fold(config, tmp_path / "cache")
     gradients = []
     for steps_before in (0, 1):
