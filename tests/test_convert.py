@@ -484,24 +484,6 @@ def test_whatever_a_crop_comes_up_with_the_rest_goes_on(phantom, tmp_path, monke
     assert result.done == 5
 
 
-def test_autorunner_takes_the_datalist_as_it_is(converted, tmp_path):
-    from monai.apps.auto3dseg import AutoRunner
-
-    task = {
-        "modality": "MRI",
-        "datalist": str(converted.datalist),
-        "dataroot": str(converted.datalist.parent),
-    }
-    runner = AutoRunner(
-        work_dir=str(tmp_path), input=task, algos=["segresnet"],
-        analyze=False, algo_gen=False, train=False, ensemble=False, not_use_cache=True,
-    )  # fmt: skip
-    assert runner.num_fold == 2
-    runner.run()
-    taken = json.loads(Path(runner.datalist_filename).read_text())
-    assert taken["training"] == json.loads(converted.datalist.read_text())["training"]
-
-
 def test_labels_are_read_at_their_finest_whatever_the_level_of_the_em(phantom, tmp_path):
     """The phantom's coarser label levels are decimated: a majority of those is another one."""
     options = {"target_spacing": (16, 16, 16), "max_crops": 2}
