@@ -17,7 +17,7 @@ from cellmap_core.nifti import write_volume
 from cellmap_core.options import GenerateOptions
 from cellmap_core.training.algorithms import build_network
 from cellmap_core.training.checkpoint import Model, save
-from cellmap_core.training.config_files import read_bundle_config
+from cellmap_core.training.config_files import read_bundle_config, with_training_params
 from cellmap_core.training.history import write_progress
 from cellmap_core.training.result import best_checkpoint
 
@@ -105,9 +105,11 @@ def make_bundles(root: Path, num_epochs: int = 2, **overrides: object) -> tuple[
     return generate(datalist, datastats, root / "work dir", options).bundles
 
 
-def pretend_training(bundle: BundleRef, seed: int, learnt: tuple[str, ...] = CLASSES) -> None:
+def pretend_training(
+    bundle: BundleRef, seed: int, learnt: tuple[str, ...] = CLASSES, **params: object
+) -> None:
     """Give a bundle random weights as its best model, without the time a training takes."""
-    config = read_bundle_config(bundle.folder)
+    config = with_training_params(read_bundle_config(bundle.folder), params)
     torch.manual_seed(seed)
     model = Model(
         config_digest=config.digest,
@@ -116,6 +118,7 @@ def pretend_training(bundle: BundleRef, seed: int, learnt: tuple[str, ...] = CLA
         epoch=1,
         dice=dict.fromkeys(CLASSES, 0.5),
         model=build_network(config).state_dict(),
+        training_params=config.training_params,
     )
     save(best_checkpoint(bundle.folder), model)
     score = 0.5 + seed / 100

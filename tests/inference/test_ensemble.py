@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from cellmap_core.datalist import read_datalist, write_datalist
-from cellmap_core.errors import EnsembleError
+from cellmap_core.errors import EnsembleError, OptionError
 from cellmap_core.inference.ensemble import ensemble
-from cellmap_core.inference.inferer import InferClass
+from cellmap_core.inference.inferer import InferClass, background
 from cellmap_core.inference.ome_zarr import read_mask
 from cellmap_core.inference.predicted_labels import labels_path, read_table, table_path
 from cellmap_core.label_table import PRESENT, LabelTable
@@ -202,8 +202,24 @@ def test_unlabelled_case_has_no_score(project):
     assert set(case.foreground_fraction) == {"mito", "er"}
 
 
-def test_inferer_takes_overrides(project):
+def test_inferer_takes_values_of_a_prediction_and_what_monais_runner_passes_on(project):
     _, _, bundles = project
     path = bundles[0].folder / "configs" / "hyper_parameters.yaml"
-    assert InferClass(str(path), overlap=0.0).config.overlap == 0
+    passed_on = {"rank": 0, "n_best": 2, "image_save_func": {}, "output_dir": "/x", "resample": 0}
+    assert InferClass(str(path), overlap=0.0, **passed_on).config.overlap == 0
+    assert InferClass(str(path), **{"dints.overlap": 0.0}).config.overlap == 0.25
     assert read_bundle_config(bundles[0].folder).overlap == 0.25
+    for name in ("overlapp", "init_filters", "normalisation", "ranks", "dataroot"):
+        with pytest.raises(OptionError, match=f"prediction parameter {name}; expected any"):
+            InferClass(str(path), **{name: 1})
+    with pytest.raises(OptionError, match=r"override overlap = 2"):
+        InferClass(str(path), overlap=2)
+
+
+def test_background_is_what_the_classes_leave(project):
+    _, _, bundles = project
+    config = read_bundle_config(bundles[0].folder)
+    classes = np.array([[0.7, 0.2, 0.0], [0.6, 0.3, 0.0]], np.float32)
+    assert background(classes, config) == pytest.approx([0.3, 0.7, 1])
+    softmax = config.model_copy(update={"activation": "softmax"})
+    assert background(classes, softmax) == pytest.approx([0, 0.5, 1])
