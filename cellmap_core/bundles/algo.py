@@ -31,8 +31,13 @@ logger = logging.getLogger(__name__)
 
 # What BundleGen, AutoRunner and MONAI's own templates agree on; AutoRunner's default.
 _DEFAULT_EPOCHS = 100
-# What MONAI's generators pass besides values; our rules need neither.
-_OF_GENERATORS = {"bundle_root", "fill_with_datastats", "gpu_customization_specs"}
+# What generators pass besides values: ours, then MONAI's, of which our rules need none.
+_NO_VALUES = {"fold", "num_epochs", "overrides", "memory"} | {
+    "bundle_root",
+    "fill_with_datastats",
+    "gpu_customization",
+    "gpu_customization_specs",
+}
 
 
 class CellmapAlgo(BundleAlgo):
@@ -64,22 +69,17 @@ class CellmapAlgo(BundleAlgo):
         source = read_source(Path(self.data_list_file))
         cases = source.read()
         folder = Path(algo_path).resolve()
-        known = {"fold", "num_epochs", "overrides", "memory", "gpu_customization"} | _OF_GENERATORS
         if kwargs.get("gpu_customization"):
             logger.warning("gpu_customization has no effect: rules fit all values to the GPU")
-        identity = {
-            "algo": self.name,
-            "fold": self._fold(kwargs),
-            "datalist": source.datalist,
-            "dataroot": source.own_root,
-            "ckpt_path": folder / MODEL_FOLDER,
-            "num_epochs": int(kwargs.get("num_epochs", _DEFAULT_EPOCHS)),
-            "background_channel": not source.sigmoid,
-        }
-        values = {name: value for name, value in kwargs.items() if name not in known}
-        overrides = {**source.overrides, **values, **kwargs.get("overrides", {})}
-        datastats = Path(data_stats_filename)
-        config = derive(datastats, cases, identity, overrides, kwargs.get("memory"))
+        of_source = {n: value for n, value in source.overrides.items() if n not in kwargs}
+        given = {n: value for n, value in kwargs.items() if n not in _NO_VALUES}
+        config = derive(
+            Path(data_stats_filename),
+            cases,
+            self._identity(source, folder, kwargs),
+            {**of_source, **given, **kwargs.get("overrides", {})},
+            kwargs.get("memory"),
+        )
         if config.background_channel and not cases.table.exclusive:
             logger.warning(
                 "classes of %s overlap, but an ensemble without sigmoid keeps one class a voxel; "
@@ -88,6 +88,18 @@ class CellmapAlgo(BundleAlgo):
             )
         write_config(folder / CONFIG_NAME, config)
         return {Path(CONFIG_NAME).name: config.model_dump(mode="json", exclude={"rules"})}
+
+    def _identity(self, source: DataSource, folder: Path, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """What the bundle is about, before any rule."""
+        return {
+            "algo": self.name,
+            "fold": self._fold(kwargs),
+            "datalist": source.datalist,
+            "dataroot": source.own_root,
+            "ckpt_path": folder / MODEL_FOLDER,
+            "num_epochs": int(kwargs.get("num_epochs", _DEFAULT_EPOCHS)),
+            "background_channel": not source.sigmoid,
+        }
 
     def _fold(self, kwargs: dict[str, Any]) -> int:
         """The fold; generators of a search copy a bundle and do not say it again."""
@@ -133,7 +145,9 @@ class CellmapAlgo(BundleAlgo):
             given["dataroot"] = str(config.dataroot)
         arguments = command(folder, given, processes=max(1, len(gpus)))
         bundle = BundleRef(algo=config.algo, fold=config.fold, folder=folder)
-        run_training(bundle, arguments, self._environment(visible), lambda line: print(line))
+        run_training(
+            bundle, arguments, self._environment(visible), lambda line: print(line, flush=True)
+        )
         return subprocess.CompletedProcess(arguments, 0)
 
     def _config(self, folder: Path, params: dict[str, Any]) -> TrainConfig:

@@ -21,6 +21,7 @@ from cellmap_core.training.config_files import (
     overrides_for,
 )
 from cellmap_core.training.facts import Memory
+from cellmap_core.training.result import is_finished
 from cellmap_core.training.rules import SET_BY_USER, derive_from, facts_for
 from cellmap_core.training.search import search_config
 
@@ -86,7 +87,9 @@ def _memory(config: TrainConfig) -> Memory | None:
 
 
 def set_old_model_aside(bundle: Path, config: TrainConfig) -> Path | None:
-    """Make room for a training whose values are not those of the model that is there.
+    """Make room for a training anew, unless there is one of these values that can go on.
+
+    A runner that asks for a training that is finished wants it anew: the data may be others.
 
     Parameters
     ----------
@@ -98,8 +101,8 @@ def set_old_model_aside(bundle: Path, config: TrainConfig) -> Path | None:
     Returns
     -------
     Path or None
-        Where the old model is now; None where there was none, or one of this configuration, which
-        the training goes on from.
+        Where the old model is now; None where there was none, or an unfinished training of this
+        configuration.
 
     Raises
     ------
@@ -110,14 +113,12 @@ def set_old_model_aside(bundle: Path, config: TrainConfig) -> Path | None:
     own = {config.digest}
     if isinstance(config, DintsConfig):
         own.add(search_config(config).digest)
-    found = (configuration_of(path) for path in sorted(folder.rglob("*.pt")))
-    if all(digest is None or digest in own for digest in found):
+    found = {configuration_of(path) for path in folder.rglob("*.pt")} - {None}
+    if found <= own and not is_finished(bundle):
         return None
     with held(folder):
         names = (bundle / f"{MODEL_FOLDER}_{number}" for number in itertools.count(1))
         aside = next(path for path in names if not path.exists())
         folder.rename(aside)
-    logger.warning(
-        "%s is trained anew with other values; its old model is kept in %s", bundle.name, aside
-    )
+    logger.warning("%s is trained anew; its old model is kept in %s", bundle.name, aside)
     return aside

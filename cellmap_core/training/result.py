@@ -54,6 +54,11 @@ def write_result(result: TrainResult, config: TrainConfig | None = None) -> None
     write_receipt(folder / _RECEIPT_NAME, key, outputs, document)
 
 
+def is_finished(bundle: Path) -> bool:
+    """Whether a bundle's training has come to a result, current or not."""
+    return (bundle / MODEL_FOLDER / _RESULT_NAME).is_file()
+
+
 def read_result(bundle: BundleRef) -> TrainResult | None:
     """The result of a bundle's training, if it is finished and still current.
 

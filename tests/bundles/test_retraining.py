@@ -167,19 +167,26 @@ def test_a_search_that_goes_on_is_left_where_it_is(make):
     assert set_old_model_aside(folder, config) == folder / "model_1"
 
 
-def test_training_again_with_other_values_and_a_training_that_fails(bundles, tmp_path, capfd):
-    """AutoRunner(train=True) with other parameters; the failure is told by its own words."""
-    algo = algo_of(bundles[0])
-    pretend_training(bundles[0], 1)
-    algo.train({"num_epochs": 1, "num_steps_per_epoch": 1, "CUDA_VISIBLE_DEVICES": "0"})
+def test_training_again_keeps_the_old_model_and_a_failure_is_told_in_its_words(
+    bundles, tmp_path, capfd, caplog
+):
+    """AutoRunner(train=True): of a finished training, with the same values or others."""
+    algo, folder = algo_of(bundles[0]), bundles[0].folder
+    short = {"num_epochs": 1, "num_steps_per_epoch": 1, "CUDA_VISIBLE_DEVICES": "0"}
+    # The process trains on this node, by this interpreter: said, where a runner asks for others.
+    algo.train(short, {"CUDA_VISIBLE_DEVICES": "", "NUM_NODES": 2, "CMD_PREFIX": "python3.9"})
+    for said in ("use AutoRunner.set_device_info", "this node alone", "CMD_PREFIX python3.9 is"):
+        assert said in caplog.text
     assert "segresnet_0 epoch 1/1" in capfd.readouterr().out
-    document = json.loads((bundles[0].folder / "model" / "result.json").read_text())
+    document = json.loads((folder / "model" / "result.json").read_text())
     assert document["epochs"] == 1
     assert algo.get_score() == document["mean_dice"]
-    assert (bundles[0].folder / "model_1" / "best.pt").is_file()
     next((tmp_path / "nifti data" / "images").glob("crop0*")).unlink()
     with pytest.raises(TrainingError, match=r"training segresnet_0 failed .*no file .*crop0"):
-        algo.train({"num_epochs": 2})
+        algo.train(short)
+    assert json.loads((folder / "model_1" / "result.json").read_text()) == document
+    with pytest.raises(BundleError, match="train it first"):
+        algo.get_score()
 
 
 def test_scores(bundles, caplog):
@@ -224,9 +231,12 @@ def test_generators_of_a_search_for_values_copy_a_bundle(bundles, tmp_path):
     """OptunaGen and NNIGen export a bundle again and do not repeat its fold."""
     from monai.apps.auto3dseg.hpo_gen import NNIGen
 
-    generator = NNIGen(algo_of(bundles[1]), {**TINY, "learning_rate": 0.5})
+    source = tmp_path / "work dir" / "data_src_cfg.yaml"
+    source.write_text(source.read_text() + "num_epochs: 9\nseed: 9\n")
+    generator = NNIGen(algo_of(bundles[1]), {**TINY, "learning_rate": 0.5, "num_epochs": 3})
     copy = tmp_path / "work dir" / "segresnet_1_override"
     assert generator.get_obj_filename() == str(copy / "algo_object.json")
     config = read_bundle_config(copy)
     assert (config.fold, config.learning_rate) == (1, 0.5)
+    assert (config.num_epochs, config.seed) == (3, 9)
     assert BundleRef(algo="segresnet", fold=1, folder=copy).name == "segresnet_1"
