@@ -132,7 +132,7 @@ def test_a_work_dir_that_moved_is_trained_where_it_is(converted, tmp_path):
     work.rename(tmp_path / "moved")
     data.rename(tmp_path / "moved data")
     source = source_of(datalist, tmp_path / "moved data")
-    again = runner_of(tmp_path / "moved", source, "swinunetr")
+    again = runner_of(tmp_path / "moved", source, "swinunetr", analyze=False)
     assert not again.algo_gen
     again.set_num_fold(1)
     again.set_training_params({"num_epoch": 1})

@@ -153,7 +153,10 @@ def test_tensorboard_has_the_curves(bundle):
     assert {"dice/mito", "dice/er"} <= set(events.Tags()["scalars"])
 
 
-def test_mlflow_has_one_run_of_an_interrupted_training(bundle, tmp_path, monkeypatch):
+@pytest.mark.parametrize("experiment", ["auto3dseg", "theirs"])
+def test_mlflow_has_one_run_of_an_interrupted_training(bundle, tmp_path, monkeypatch, experiment):
+    if experiment != "auto3dseg":
+        monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", experiment)
     tracking = pytest.importorskip("mlflow.tracking")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "runs").as_uri())
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
@@ -161,7 +164,7 @@ def test_mlflow_has_one_run_of_an_interrupted_training(bundle, tmp_path, monkeyp
         train(bundle, 5)
     train(bundle)
     client = tracking.MlflowClient()
-    (run,) = client.search_runs([client.get_experiment_by_name("auto3dseg").experiment_id])
+    (run,) = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
     assert run.info.run_name == "segresnet_0"
     assert run.data.params["init_filters"] == "8"
     said = [r["mean_dice"] for r in records(bundle)[:-1]]
