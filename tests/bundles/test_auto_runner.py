@@ -138,7 +138,7 @@ def test_a_work_dir_that_moved_is_trained_where_it_is(converted, tmp_path):
     again.set_training_params({"num_epoch": 1})
     with pytest.raises(OptionError, match=r"unknown override num_epoch; expected any of .*epochs"):
         again.run()
-    again.set_training_params(PARAMS)
+    again.set_training_params({**PARAMS, "num_steps_per_epoch": 1})
     again.run()
     made = sorted(p.name for p in (tmp_path / "moved" / "ensemble_output").rglob("*.nii.gz"))
     stems = sorted(entry.stem for entry in read_datalist(converted.datalist).testing)
