@@ -15,6 +15,7 @@ from cellmap_core.errors import DatalistError, PathError
 from cellmap_core.label_table import LabelTable
 from cellmap_core.models import Frozen
 from cellmap_core.names import distinct_names
+from cellmap_core.nifti_names import volume_stem
 from cellmap_core.paths import expand
 from cellmap_core.provenance import write_json
 
@@ -96,7 +97,7 @@ class Entry(Frozen):
     @property
     def stem(self) -> str:
         """The case's name in file names."""
-        return self.file_name or Path(self.image).name.removesuffix(".gz").removesuffix(".nii")
+        return self.file_name or volume_stem(self.image)
 
 
 class Datalist(Frozen):

@@ -102,6 +102,10 @@ class NiftiError(CellmapError):
     """A NIfTI file cannot be read, or is not what the datalist says."""
 
 
+class GeometryError(CellmapError):
+    """The image and the label of a case are not one grid."""
+
+
 class StatisticsError(CellmapError):
     """A case has no statistics, or the stored statistics cannot be used."""
 

@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 # glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEPT_BYTES = 32 << 20
+# More than any stage has open; some programs take longer the higher the limit is.
+_MOST_FILES = 1 << 16
 # Linux's prctl.h.
 _PR_SET_PDEATHSIG = 1
 
@@ -183,6 +185,22 @@ def _sizes_by_torch(devices: tuple[str, ...]) -> tuple[int, ...] | None:
         logger.warning("torch cannot be asked about GPU %s (%s)", ",".join(devices), why)
         return None
     return tuple(int(size) for size in sizes)
+
+
+def raise_file_limit() -> int:
+    """Raise this process's limit of open files as far as it may, and return it.
+
+    Systems often allow 1024 at first and far more on demand.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return _MOST_FILES if soft == resource.RLIM_INFINITY else soft
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    except (OSError, ValueError):
+        return soft
+    return wanted
 
 
 def peak_memory_bytes() -> int:

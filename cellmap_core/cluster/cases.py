@@ -150,12 +150,12 @@ def cases_of_crops(options: ConvertOptions, num_fold: int, fold_by: str) -> Case
 
 
 def _of_entry(datalist: Datalist, entry: Entry) -> CaseSize:
-    grid = nifti.read_grid(datalist.path(entry.image))
+    geometry = nifti.read_geometry(datalist.path(entry.image))
     return CaseSize(
         name=entry.name,
         dataset=specimen_of(entry),
-        shape_vox=grid.shape_vox,
-        voxel_nm=grid.voxel_nm,
+        shape_vox=geometry.shape_vox,
+        voxel_nm=geometry.voxel_nm,
         fold=entry.fold,
     )
 

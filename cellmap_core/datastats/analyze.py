@@ -20,6 +20,7 @@ from cellmap_core.label_table import LabelTable
 from cellmap_core.leakage import leakage_notes, shared_voxels
 from cellmap_core.machine import keep_memory
 from cellmap_core.models import AnalyzeResult, Failure, Frozen, Mapper, serial
+from cellmap_core.nifti_names import files_of
 from cellmap_core.pace import Pace, Report, unreported
 from cellmap_core.patience import patiently
 from cellmap_core.provenance import (
@@ -35,7 +36,7 @@ from cellmap_core.work import ensure_folder
 logger = logging.getLogger(__name__)
 
 # Part of every key: raise it when a number's rule changes, so that old results do not stay.
-_VERSION = 3
+_VERSION = 4
 
 _PLOTS = (
     Picture("Class balance", "class_balance.png"),
@@ -181,7 +182,8 @@ def analyze_case(job: _Job) -> _Outcome:
         about["case"] = entry.title
     if entry.cellmap is not None:
         about["cellmap"] = entry.cellmap.model_dump(mode="json")
-    files = [Path(about["image_filepath"]), Path(about["label_filepath"])]
+    named = (Path(about["image_filepath"]), Path(about["label_filepath"]))
+    files = [file for path in named for file in files_of(path)]
     if receipt := read_receipt(job.receipt, key, files):
         return _Outcome(name=entry.name, stats={**receipt.result, **about})
     keep_memory()

@@ -51,8 +51,8 @@ def case_statistics(entry: Entry, folder: Path, table: LabelTable, do_ccp: bool)
     Returns
     -------
     dict
-        Auto3DSeg's keys, axes in the order x, y, z. Spacing and ``sizemm`` are in the unit of
-        the NIfTI header, which is nm in files of ours. ``foreground_percentage`` is a
+        Auto3DSeg's keys, axes in the order of the file (x, y, z in files of ours). Spacing and
+        ``sizemm`` are in nm. ``foreground_percentage`` is a
         fraction, as Auto3DSeg's is. Intensity lists hold one item a channel, or none where
         there is no such voxel. Beside ``label_stats`` there is ``class_stats``, a row for each
         class annotated in the crop, and ``saturation``, the parts of the known voxels at the
@@ -60,9 +60,11 @@ def case_statistics(entry: Entry, folder: Path, table: LabelTable, do_ccp: bool)
 
     Raises
     ------
+    GeometryError
+        Image and label are not one grid.
     StatisticsError
-        Image and label are not one grid, a label id is not in the table, an annotated class
-        is not one of the classes, or an intensity is not finite.
+        A label id is not in the table, an annotated class is not one of the classes, or an
+        intensity is not finite.
     NiftiError
         A file cannot be read.
     """
@@ -113,7 +115,7 @@ def plain_statistics(
 
     Raises
     ------
-    StatisticsError, NiftiError
+    GeometryError, StatisticsError, NiftiError
         As of :func:`case_statistics`.
     """
     counted = tally(image, label, components=do_ccp and label is not None)
@@ -128,7 +130,7 @@ def plain_statistics(
 
 
 def _image_stats(counted: Tally) -> dict[str, Any]:
-    shape, spacing = list(counted.grid.shape_vox[::-1]), list(counted.grid.voxel_nm[::-1])
+    shape, spacing = list(counted.geometry.shape_vox[::-1]), list(counted.geometry.voxel_nm[::-1])
     return {
         "shape": [list(shape) for _ in counted.channels],
         "channels": len(counted.channels),
@@ -157,7 +159,7 @@ def _label_row(counted: Tally, label: int, voxels: int) -> dict[str, Any]:
     if counted.shapes is not None:
         row["shape"] = counted.shapes[label]
         row["ncomponents"] = len(counted.shapes[label])
-    row["foreground_percentage"] = voxels / int(np.prod(counted.grid.shape_vox))
+    row["foreground_percentage"] = voxels / int(np.prod(counted.geometry.shape_vox))
     return row
 
 

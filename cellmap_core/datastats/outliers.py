@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellmap_core.models import Frozen
+from cellmap_core.nifti_names import volume_stem
 
 # EM is exported with some 0.5 % of its voxels cut off at each end.
 _SATURATED = 0.03
@@ -76,7 +77,7 @@ def name_of(case: dict[str, Any]) -> str:
         return str(title)
     if about := case.get("cellmap"):
         return f"{about['dataset']}/{about['crop']}"
-    return Path(case["image_filepath"]).name.removesuffix(".gz").removesuffix(".nii")
+    return volume_stem(case["image_filepath"])
 
 
 def _is_blank(ops: dict[str, Any]) -> bool:

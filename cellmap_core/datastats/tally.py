@@ -28,7 +28,8 @@ from cellmap_core.datastats.counters import (
 from cellmap_core.datastats.distribution import Distribution
 from cellmap_core.datastats.label_ids import AnyIds, LabelIds, TableIds
 from cellmap_core.errors import StatisticsError
-from cellmap_core.grid import Grid, Shape
+from cellmap_core.grid import Shape
+from cellmap_core.image_geometry import ImageGeometry
 
 _SLAB_VOXELS = 4 << 20
 
@@ -59,7 +60,7 @@ class Tally:
 
     Attributes
     ----------
-    grid : Grid
+    geometry : ImageGeometry
         Of the image, from its header.
     dtype : numpy.dtype
         Of the image.
@@ -69,7 +70,7 @@ class Tally:
         Bounding boxes (x, y, z) of the components by label id; None when not asked for.
     """
 
-    grid: Grid
+    geometry: ImageGeometry
     dtype: np.dtype[Any]
     channels: tuple[Channel, ...]
     shapes: dict[int, list[list[int]]] | None
@@ -98,21 +99,23 @@ def tally(
 
     Raises
     ------
+    GeometryError
+        Image and label are not one grid.
     StatisticsError
-        The grids differ, an id is not in the table, or an intensity is not finite.
+        An id is not in the table, or an intensity is not finite.
     NiftiError
         A file cannot be read.
     """
-    grid = nifti.read_grid(image) if label is None else _common_grid(image, label)
+    geometry = nifti.common_geometry(image, label)
     found = Components() if components else None
     ids: LabelIds = AnyIds() if n_ids is None else TableIds(n_ids, label)
-    case = _Case(image, label, grid, ids)
+    case = _Case(image, label, geometry, ids)
     channels = tuple(
         _channel(case, number, found if number == 0 else None)
         for number in range(nifti.read_channels(image))
     )
     shapes = {ids.id_of(n): boxes for n, boxes in found.shapes().items()} if found else None
-    return Tally(grid, nifti.read_dtype(image), channels, shapes)
+    return Tally(geometry, nifti.read_dtype(image), channels, shapes)
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,7 @@ class _Case:
 
     image: Path
     label: Path | None
-    grid: Grid
+    geometry: ImageGeometry
     ids: LabelIds
 
     def values(self, channel: int) -> Iterator[NDArray[Any]]:
@@ -141,7 +144,7 @@ class _Case:
             yield values, self.ids.numbers(raw)
 
     def _section(self) -> int:
-        return self.grid.shape_vox[1] * self.grid.shape_vox[2]
+        return self.geometry.shape_vox[1] * self.geometry.shape_vox[2]
 
     def _sections(self) -> int:
         return max(1, _SLAB_VOXELS // self._section())
@@ -164,7 +167,7 @@ def _in_one_pass(case: _Case, number: int, components: Components | None) -> Cha
             components.add(numbers)
     size = box.size()
     by_number = counter.distributions()
-    outside = int(np.prod(case.grid.shape_vox)) - int(np.prod(size))
+    outside = int(np.prod(case.geometry.shape_vox)) - int(np.prod(size))
     in_box = Distribution.merged(by_number.values()).without(0, outside)
     return Channel({case.ids.id_of(n): of for n, of in by_number.items()}, size, in_box)
 
@@ -224,35 +227,6 @@ class _Range:
         if self._whole and high - low < EXACT_RANGE:
             return ExactCounter(int(low), int(high) - int(low) + 1)
         return AdaptiveCounter(self._coarse)
-
-
-def _common_grid(image: Path, label: Path) -> Grid:
-    if (one := nifti.read_directions(image)) != (other := nifti.read_directions(label)):
-        raise StatisticsError(
-            f"the image's axes point to {one}, the label's to {other}",
-            "the same directions",
-            "save both in one orientation",
-        )
-    ours, theirs = nifti.read_grid(image), nifti.read_grid(label)
-    if ours.shape_vox != theirs.shape_vox:
-        raise StatisticsError(
-            f"image {ours.shape_vox} and label {theirs.shape_vox} differ in shape (z, y, x)",
-            "one grid for both",
-            "convert the crop again",
-        )
-    # Half a voxel is the most that rounding a header can explain.
-    apart = [
-        abs(edge) > 0.5 * size
-        for a, b in ((ours.box.low_nm, theirs.box.low_nm), (ours.box.high_nm, theirs.box.high_nm))
-        for edge, size in zip(np.subtract(a, b), ours.voxel_nm, strict=True)
-    ]
-    if any(apart):
-        raise StatisticsError(
-            f"image and label lie apart: {ours.box} and {theirs.box} nm",
-            "the same place for both",
-            "convert the crop again",
-        )
-    return ours
 
 
 class _Box:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from monai.inferers.utils import sliding_window_inference
 from numpy.typing import NDArray
 
 from cellmap_core.training.config import TrainConfig
+from cellmap_core.training.mapped_volume import Volume
 
 # Probabilities and weights of one block, float32, before it is cut to its core.
 _BLOCK_BYTES = 512 << 20
@@ -72,7 +72,7 @@ def plan_blocks(
 
 @torch.no_grad()
 def predict_block(
-    network: torch.nn.Module, image: NDArray[Any], block: Block, config: TrainConfig
+    network: torch.nn.Module, image: Volume, block: Block, config: TrainConfig
 ) -> NDArray[np.float32]:
     """Probabilities (C, z, y, x) of a block's core.
 
@@ -80,7 +80,7 @@ def predict_block(
     ----------
     network : Module
         In eval mode, on the device to use.
-    image : ndarray
+    image : Volume
         The whole volume (z, y, x), mapped; only the block is read.
     block : Block
         Where.

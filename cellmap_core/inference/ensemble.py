@@ -13,6 +13,7 @@ from cellmap_core.inference.members import Member, Networks, open_members
 from cellmap_core.inference.predict import predict_case
 from cellmap_core.inference.predicted_labels import labels_path, table_path
 from cellmap_core.models import BundleRef, CasePrediction, EnsembleResult, Failure
+from cellmap_core.nifti_names import files_of
 from cellmap_core.provenance import (
     file_digest,
     key_of,
@@ -28,7 +29,7 @@ logger = logging.getLogger(__name__)
 OUTPUT_NAME = "ensemble_output"
 _RECEIPTS_NAME = ".receipts"
 _RESULT_NAME = "ensemble.json"
-# Of the files that are written; a prediction by another one is made again.
+# Part of every key: raise it when what is written changes, so that old predictions do not stay.
 _VERSION = 2
 
 
@@ -123,14 +124,15 @@ def _predict_once(job: _Job, entry: Entry) -> tuple[CasePrediction, bool]:
     """Predict a case, or find it predicted with the same models from the same voxels."""
     folder = job.work_dir / OUTPUT_NAME
     receipt_path = folder / _RECEIPTS_NAME / f"{entry.stem}.json"
-    files = [entry.image, entry.label] if entry.label else [entry.image]
-    for path in map(job.cases.path, files):
+    named = [entry.image, entry.label] if entry.label else [entry.image]
+    files = [file for name in named for file in files_of(job.cases.path(name))]
+    for path in files:
         if not path.is_file():
             raise EnsembleError(f"no file {path}", "the file that the datalist names")
     key = key_of(
         "ensemble",
         _VERSION,
-        [file_digest(job.cases.path(f)) for f in files],
+        [file_digest(f) for f in files],
         entry.annotated_classes,
         job.cases.table.to_json(),
         job.classes,

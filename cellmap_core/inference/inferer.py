@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
 from monai.data.meta_tensor import MetaTensor
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from cellmap_core.inference.blocks import plan_blocks, predict_block
 from cellmap_core.inference.prediction_params import prediction_values
-from cellmap_core.nifti import read_volume
+from cellmap_core.nifti import read_geometry, read_volume
 from cellmap_core.paths import expand_path
 from cellmap_core.training.algorithms import build_network
 from cellmap_core.training.config import TrainConfig
@@ -72,6 +71,7 @@ class InferClass:
         """
         given = image_path["image"] if isinstance(image_path, Mapping) else image_path
         path = expand_path(given)
+        affine = torch.from_numpy(read_geometry(path).matrix)
         image = read_volume(path)
         first = int(self.config.background_channel)
         out = np.empty((first + len(self.config.classes), *image.shape), dtype=np.float32)
@@ -82,7 +82,6 @@ class InferClass:
         classes[~self._learnt] = 0
         if first:
             out[0] = background(classes, self.config)
-        affine = torch.from_numpy(np.asarray(nib.load(path).affine))  # type: ignore[attr-defined]
         probabilities: torch.Tensor = MetaTensor(
             torch.from_numpy(np.ascontiguousarray(out.transpose(0, 3, 2, 1))),
             affine=affine,

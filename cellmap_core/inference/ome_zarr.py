@@ -11,23 +11,27 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from cellmap_core.grid import Grid
+from cellmap_core.image_geometry import ArrayOrder, ImageGeometry
 
 LEVEL = "s0"
 _CHUNK_VOX = 64
 
 
 def create_masks(
-    folder: Path, grid: Grid, classes: Sequence[str], attributes: Mapping[str, Any]
+    folder: Path, geometry: ImageGeometry, classes: Sequence[str], attributes: Mapping[str, Any]
 ) -> dict[str, zarr.Array[Any]]:
     """Create a zarr v2 group with an empty mask for each class.
+
+    OME-Zarr 0.4 has no rotation. Arrays are in ascending world axes z, y, x (see
+    `ImageGeometry.order`); those of an oblique image are in the axes of its file, with their
+    scale and without a translation. The root's attribute ``image`` has the full affine.
 
     Parameters
     ----------
     folder : Path
         The store, ``<case>.zarr``.
-    grid : Grid
-        Shape, voxel size and translation (of the first voxel's centre) in nm.
+    geometry : ImageGeometry
+        Of the image.
     classes : sequence of str
         A group ``<class>`` with an array ``s0`` of uint8 for each.
     attributes : mapping
@@ -38,14 +42,16 @@ def create_masks(
     dict
         Class → array to fill (z, y, x): 1 where the class is. Chunks of zeros are not written.
     """
-    root = zarr.open_group(folder, mode="w", zarr_format=2, attributes=dict(attributes))
+    order = geometry.order()
+    about = {**attributes, "image": _placement(geometry)}
+    root = zarr.open_group(folder, mode="w", zarr_format=2, attributes=about)
     arrays = {}
     for name in classes:
-        group = root.create_group(name, attributes={"multiscales": [multiscale(name, grid)]})
+        group = root.create_group(name, attributes={"multiscales": [multiscale(name, order)]})
         arrays[name] = group.create_array(
             LEVEL,
-            shape=grid.shape_vox,
-            chunks=tuple(min(_CHUNK_VOX, n) for n in grid.shape_vox),
+            shape=order.grid.shape_vox,
+            chunks=tuple(min(_CHUNK_VOX, n) for n in order.grid.shape_vox),
             dtype=np.uint8,
             fill_value=0,
             compressors=numcodecs.Zstd(level=3),
@@ -54,22 +60,32 @@ def create_masks(
     return arrays
 
 
-def multiscale(name: str, grid: Grid) -> dict[str, Any]:
-    """OME-NGFF 0.4 metadata of one level on a grid."""
+def multiscale(name: str, order: ArrayOrder) -> dict[str, Any]:
+    """OME-NGFF 0.4 metadata of one level; without a translation where the image is oblique."""
+    steps: list[dict[str, Any]] = [{"type": "scale", "scale": list(order.grid.voxel_nm)}]
+    if not order.oblique:
+        steps.append({"type": "translation", "translation": list(order.grid.translation_nm)})
     return {
         "version": "0.4",
         "name": name,
         "axes": [{"name": axis, "type": "space", "unit": "nanometer"} for axis in "zyx"],
         "datasets": [
-            {
-                "path": LEVEL,
-                "coordinateTransformations": [
-                    {"type": "scale", "scale": list(grid.voxel_nm)},
-                    {"type": "translation", "translation": list(grid.translation_nm)},
-                ],
-            }
+            {"path": LEVEL, "coordinateTransformations": steps},
         ],
         "coordinateTransformations": [{"type": "scale", "scale": [1.0, 1.0, 1.0]}],
+    }
+
+
+def _placement(geometry: ImageGeometry) -> dict[str, Any]:
+    """Where the image lies: by its affine, and how the arrays of the store were made of it."""
+    order = geometry.order()
+    return {
+        "affine_nm": geometry.matrix_nm.tolist(),
+        "affine_maps": "index (i, j, k) of the image file to world x, y, z of NIfTI (RAS+) in nm",
+        "shape_ijk": list(geometry.shape_vox[::-1]),
+        "directions": geometry.directions,
+        "oblique": order.oblique,
+        "arrays": "axes k, j, i of the image file" if order.oblique else "world axes z, y, x",
     }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +19,9 @@ from cellmap_core.inference.predicted_labels import (
     write_table,
 )
 from cellmap_core.models import CasePrediction
-from cellmap_core.nifti import read_grid, write_slabs
+from cellmap_core.nifti import read_geometry, write_slabs
 from cellmap_core.provenance import replace_folder, scratch_folder
+from cellmap_core.training.mapped_volume import Volume
 from cellmap_core.training.metrics import DiceCounts, known_target
 from cellmap_core.training.volumes import Case
 
@@ -29,7 +29,7 @@ THRESHOLD = 0.5
 
 
 def mean_probabilities(
-    image: NDArray[Any], block: Block, members: Sequence[Member], networks: Networks
+    image: Volume, block: Block, members: Sequence[Member], networks: Networks
 ) -> NDArray[np.float32]:
     """Mean over the members of a block's probabilities (C, z, y, x).
 
@@ -57,6 +57,9 @@ def predict_case(
 ) -> CasePrediction:
     """Predict one case: masks as ``target``, labels and the table of their ids beside it.
 
+    The labels have affine and axis order of the image; the masks are in world axes z, y, x
+    where the image is not oblique (see `ImageGeometry.order`).
+
     Parameters
     ----------
     cases : Datalist
@@ -75,26 +78,29 @@ def predict_case(
     CasePrediction
         With Dice over the known voxels where the case has labels.
     """
-    grid = read_grid(cases.path(entry.image))
+    image = cases.path(entry.image)
+    geometry = read_geometry(image)
     numbers = {name: cases.classes.index(name) for name in classes}
     counts, foreground = DiceCounts(cases.classes), dict.fromkeys(classes, 0)
     states = cases.table.states()
     attributes = {"members": [m.name for m in members], "threshold": THRESHOLD}
+    order = geometry.order()
     with scratch_folder(target) as scratch:
         made = scratch / target.name
-        masks = create_masks(made, grid, classes, attributes)
-        labels = PredictedLabels(cases.table, grid.shape_vox, scratch)
-        for block in plan_blocks(grid.shape_vox, [m.config for m in members]):
+        masks = create_masks(made, geometry, classes, attributes)
+        labels = PredictedLabels(cases.table, geometry.shape_vox, scratch)
+        for block in plan_blocks(geometry.shape_vox, [m.config for m in members]):
             predicted = mean_probabilities(case.image, block, members, networks) > THRESHOLD
             labels.add(block.core, predicted)
             for name, c in numbers.items():
-                masks[name][block.core] = predicted[c].astype(np.uint8)
+                part = predicted[c].astype(np.uint8)
+                masks[name][order.place(block.core)] = order.reordered(part)
                 foreground[name] += int(predicted[c].sum())
             if case.label is not None:
                 truth = case.labels_at(block.core, len(states))
                 counts.add(predicted, *known_target(truth, case.annotated, states))
         table = labels.table()
-        write_slabs(labels_path(made), grid, table.dtype, labels.slabs())
+        write_slabs(labels_path(made), geometry, table.dtype, labels.slabs(), image)
         write_table(table_path(made), table, classes)
         _publish(made, target)
     scored = case.label is not None

@@ -48,8 +48,8 @@ def _thumbnail(
     classes: Sequence[str],
     grey: tuple[float, float],
 ) -> bytes:
-    grid = nifti.read_grid(outlier.image)
-    index = grid.shape_vox[0] // 2
+    geometry = nifti.read_geometry(outlier.image)
+    index = geometry.shape_vox[0] // 2
     plane = Plane(
         axis=0,
         index=index,
@@ -57,7 +57,7 @@ def _thumbnail(
         image=_section(outlier.image, index),
         codes=np.rint(_section(outlier.label, index)).astype(np.intp),
     )
-    return thumbnail([plane], states, classes, grid.voxel_nm, grey)
+    return thumbnail([plane], states, classes, geometry.voxel_nm, grey)
 
 
 def _section(path: Path, index: int) -> NDArray[np.generic]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import zipfile
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cellmap_core.label_table import PRESENT
 from cellmap_core.provenance import atomic_path
+from cellmap_core.training.mapped_volume import Volume
 from cellmap_core.training.volumes import Case, check_ids, let_go
 
 #: Voxels kept for each id of a case; patches jitter around them, so few are enough.
@@ -97,12 +97,12 @@ def _read(case: Case, ids: int) -> Presence | None:
     return Presence(shape, counts, voxels) if same else None
 
 
-def find_presence(label: NDArray[Any], ids: int, case: str) -> Presence:
+def find_presence(label: Volume, ids: int, case: str) -> Presence:
     """Read a label volume once, slab by slab.
 
     Parameters
     ----------
-    label : ndarray
+    label : Volume
         Shape (z, y, x), label ids.
     ids : int
         Number of ids in the label table.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,11 @@ from numpy.typing import NDArray
 
 from cellmap_core.datalist import Datalist, Entry
 from cellmap_core.errors import NiftiError
-from cellmap_core.nifti import iter_slabs, read_dtype, read_grid, read_volume
-from cellmap_core.provenance import atomic_path, file_digest
+from cellmap_core.nifti import common_geometry, fill
+from cellmap_core.nifti_header import read_header
+from cellmap_core.nifti_names import files_of
+from cellmap_core.provenance import atomic_path, file_digest, key_of
+from cellmap_core.training.mapped_volume import MappedVolume, Volume
 
 #: Folder of decompressed volumes inside a work_dir; it can be deleted at any time.
 CACHE_NAME = ".cache"
@@ -28,9 +30,9 @@ class Case:
     ----------
     name : str
         As users call it.
-    image : ndarray
+    image : Volume
         Shape (z, y, x), any type.
-    label : ndarray or None
+    label : Volume or None
         Shape (z, y, x), label ids; None for a case to predict.
     annotated : ndarray of bool
         One for each class, in the order of the table.
@@ -43,8 +45,8 @@ class Case:
     """
 
     name: str
-    image: NDArray[Any]
-    label: NDArray[Any] | None
+    image: Volume
+    label: Volume | None
     annotated: NDArray[np.bool_]
     presence_file: Path | None = None
     label_file: Path | None = None
@@ -85,15 +87,10 @@ class Case:
             )
 
 
-def let_go(volume: NDArray[Any]) -> None:
-    """Take the pages of a mapped volume out of this process's memory.
-
-    They stay in the system's page cache as long as there is room, from where they come back in
-    no time; but the process no longer counts them as its own, and a job's limit is not theirs.
-    """
-    mapped = getattr(volume, "_mmap", None)
-    if mapped is not None:
-        mapped.madvise(mmap.MADV_DONTNEED)
+def let_go(volume: Volume) -> None:
+    """Take the pages of a mapped volume out of this process's memory."""
+    if isinstance(volume, MappedVolume):
+        volume.let_go()
 
 
 def check_ids(labels: NDArray[Any], ids: int, case: str) -> NDArray[np.int64]:
@@ -120,20 +117,23 @@ def open_case(datalist: Datalist, entry: Entry, cache: Path, *, in_memory: bool 
 
     Raises
     ------
+    GeometryError
+        Image and label are not one grid.
     NiftiError
-        A file is missing or damaged, or image and label differ in shape.
+        A file is missing or damaged.
     """
-    image, _ = open_volume(datalist.path(entry.image), cache)
-    label, digest = open_volume(datalist.path(entry.label), cache) if entry.label else (None, "")
-    if label is not None and label.shape != image.shape:
-        raise NiftiError(
-            f"{entry.name}: label of shape {label.shape}", f"that of the image, {image.shape}"
-        )
+    image_path = datalist.path(entry.image)
+    label, digest = None, ""
+    if entry.label:
+        label_path = datalist.path(entry.label)
+        common_geometry(image_path, label_path)
+        label, digest = open_volume(label_path, cache)
+    image, _ = open_volume(image_path, cache)
     annotated = np.zeros(len(datalist.classes), dtype=bool)
     annotated[[c - 1 for c in entry.annotated_classes]] = True
+    presence_file = cache / f"{digest}.presence.npz" if digest else None
     if in_memory:
         image, label = np.array(image), None if label is None else np.array(label)
-    presence_file = cache / f"{digest}.presence.npz" if digest else None
     return Case(
         entry.name,
         image,
@@ -145,30 +145,28 @@ def open_case(datalist: Datalist, entry: Entry, cache: Path, *, in_memory: bool 
     )
 
 
-def open_volume(path: Path, cache: Path) -> tuple[NDArray[Any], str]:
-    """Map a volume (z, y, x); a ``.nii.gz`` is decompressed once into ``cache``.
+def open_volume(path: Path, cache: Path) -> tuple[MappedVolume, str]:
+    """Map a volume (z, y, x); one that is compressed or scaled is unpacked once into ``cache``.
 
     Returns
     -------
-    volume, digest : ndarray, str
-        The voxels, and the digest of the file. It is the name of the decompressed copy too, so
-        that a changed file gets a new one.
+    volume, digest : MappedVolume, str
+        The voxels, and the digest of the file (of a pair, of both). It is the name of the
+        unpacked copy too, so that a changed file gets a new one.
     """
-    if not path.is_file():
-        raise NiftiError(f"no file {path}", "the file that the datalist names", "convert again")
-    digest = file_digest(path)
-    if path.suffix != ".gz":
-        return read_volume(path), digest
-    shape, dtype = read_grid(path).shape_vox, read_dtype(path)
+    stored = read_header(path)
+    digests = [file_digest(file) for file in files_of(path)]
+    digest = digests[0] if len(digests) == 1 else key_of(digests)
+    if stored.mappable:
+        return MappedVolume(stored.data, stored.stored, stored.shape(), stored.offset), digest
     copy = cache / f"{digest}.npy"
     if not copy.is_file():
         with atomic_path(copy) as temporary:
-            volume = np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)
-            start = 0
-            for slab in iter_slabs(path):
-                volume[start : start + len(slab)] = slab
-                start += len(slab)
+            volume = np.lib.format.open_memmap(
+                temporary, mode="w+", dtype=stored.dtype, shape=stored.shape()
+            )
+            fill(volume, path)
             volume.flush()
             del volume
-    mapped: NDArray[Any] = np.load(copy, mmap_mode="r")
-    return mapped, digest
+    mapped = np.lib.format.open_memmap(copy, mode="r")
+    return MappedVolume(copy, mapped.dtype, mapped.shape, mapped.offset), digest
