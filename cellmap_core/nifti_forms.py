@@ -102,6 +102,10 @@ def _form(header: Any, name: str, path: Path) -> NDArray[np.float64] | None:
     """One form of a header; None where it is not set or cannot be used."""
     if int(header[f"{name}_code"]) <= 0:
         return None
+    header = header.copy()
+    if header["pixdim"][0] not in (-1, 1):
+        # The standard's rule for a missing handedness of the quaternion.
+        header["pixdim"][0] = 1
     try:
         matrix = getattr(header, f"get_{name}")()
     except (nib.spatialimages.HeaderDataError, ValueError):

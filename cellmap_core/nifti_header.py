@@ -157,7 +157,7 @@ def _compression(path: Path) -> str | None:
 
 def _compression_of_voxels(data: Path, header: Any) -> str | None:
     """How an ``.img`` is compressed; its voxels may begin with any bytes."""
-    whole = header.get_data_offset() + header.get_data_dtype().itemsize * math.prod(
+    whole = _offset(header, data) + header.get_data_dtype().itemsize * math.prod(
         header.get_data_shape()
     )
     return None if data.stat().st_size == whole else _compression(data)
@@ -172,7 +172,8 @@ def _parse(start: bytes, path: Path) -> Any:
             return MGHHeader.from_fileobj(io.BytesIO(start))
         if len(start) < size:
             raise NiftiError(f"{path} ends inside its header", "a whole file", "convert it again")
-        return kind(start[:size])
+        # nibabel's own check replaces what it finds wrong (a voxel size of 0 by 1).
+        return kind(start[:size], check=False)
     except (nib.spatialimages.HeaderDataError, ValueError) as error:
         raise NiftiError(f"{path} has a damaged header ({error})", _WANTED) from error
 
@@ -198,7 +199,10 @@ def _header_class(start: bytes, path: Path) -> type[Any]:
 
 
 def _stored(path: Path, data: Path, header: Any, compression: str | None) -> Stored:
-    stored = header.get_data_dtype()
+    try:
+        stored = header.get_data_dtype()
+    except (KeyError, nib.spatialimages.HeaderDataError) as error:
+        raise NiftiError(f"{path} has a damaged header ({error})", _WANTED) from error
     if stored.kind not in "uif":
         raise NiftiError(f"{path} holds {stored}", "integers or floats")
     return Stored(
@@ -208,9 +212,22 @@ def _stored(path: Path, data: Path, header: Any, compression: str | None) -> Sto
         axes=tuple(int(n) for n in header.get_data_shape()),
         stored=stored,
         scale=_scale(header, path),
-        offset=int(header.get_data_offset()),
+        offset=_offset(header, path),
         compression=compression,
     )
+
+
+def _offset(header: Any, path: Path) -> int:
+    """Position of the first voxel in bytes."""
+    if isinstance(header, MGHHeader):
+        return int(header.get_data_offset())
+    least = header.single_vox_offset if header.is_single else 0
+    offset = float(header["vox_offset"])
+    if offset == 0:
+        return int(least)
+    if not (math.isfinite(offset) and offset >= least):
+        raise NiftiError(f"{path} has voxels from byte {offset:g} on", f"{least} or more")
+    return int(offset)
 
 
 def _scale(header: Any, path: Path) -> tuple[float, float] | None:

@@ -10,7 +10,7 @@ from cellmap_core.datastats.case import case_statistics
 from cellmap_core.datastats.components import Components
 from cellmap_core.datastats.distribution import Distribution
 from cellmap_core.datastats.label_ids import TableIds
-from cellmap_core.errors import NiftiError, StatisticsError
+from cellmap_core.errors import GeometryError, NiftiError, StatisticsError
 from cellmap_core.label_table import PRESENT, UNKNOWN
 from cellmap_core.nifti import read_volume
 
@@ -196,7 +196,7 @@ def test_axes_that_point_elsewhere_are_refused(new_data_set):
     entry = data.add("c", ones, ones)
     flipped = nib.Nifti1Image(ones.transpose(2, 1, 0), np.diag([-8.0, 6.0, 4.0, 1.0]))
     nib.save(flipped, data.folder / entry.label)
-    with pytest.raises(StatisticsError, match="image's axes point to RAS, the label's to LAS"):
+    with pytest.raises(GeometryError, match=r"13 voxels apart; image .*RAS.*; label .*LAS"):
         stats_of(data, entry)
 
 
@@ -277,7 +277,7 @@ def test_faults_are_named(new_data_set):
     broken[0, 0, 0] = np.nan
     with pytest.raises(StatisticsError, match="NaN"):
         stats_of(data, data.add("nan", broken, ones))
-    with pytest.raises(StatisticsError, match="differ in shape"):
+    with pytest.raises(GeometryError, match="differ in shape"):
         stats_of(data, data.add("shape", ones, ones[:, :, :3]))
     with pytest.raises(StatisticsError, match="annotated_classes"):
         stats_of(data, data.add("class", ones, ones, annotated=[7]))
@@ -293,5 +293,5 @@ def test_image_and_label_apart(new_data_set):
     ones = np.ones((2, 3, 4), np.uint8)
     near = data.add("near", ones, ones)
     far = data.add("far", ones, ones, voxel_nm=(16.0, 16.0, 16.0))
-    with pytest.raises(StatisticsError, match="lie apart"):
+    with pytest.raises(GeometryError, match=r"of 8 × 6 × 4 nm.* of 16 × 16 × 16 nm"):
         stats_of(data, near.model_copy(update={"label": far.label}))

@@ -6,8 +6,11 @@ import signal
 import subprocess
 import sys
 
+import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
+from monai.transforms import LoadImage, SaveImage
 
 from cellmap_core.datalist import read_datalist, write_datalist
 from cellmap_core.errors import EnsembleError, OptionError
@@ -119,6 +122,109 @@ def test_ome_zarr_says_where_it_is(project):
     array = json.loads((folder / "mito" / "s0" / ".zarray").read_text())
     assert (array["zarr_format"], array["dimension_separator"], array["dtype"]) == (2, "/", "|u1")
     assert (folder / "mito" / "s0" / "0" / "0" / "0").is_file()
+
+
+def about(axis, degrees):
+    """A rotation about a world axis."""
+    cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    turn = np.eye(4)
+    a, b = (n for n in range(3) if n != axis)
+    turn[[a, a, b, b], [a, b, a, b]] = cos, -sin, sin, cos
+    return turn
+
+
+PLAIN = np.array([[8.0, 0, 0, 500], [0, 4, 0, 20], [0, 0, 6, 30], [0, 0, 0, 1]])
+AFFINES = {
+    "ras": PLAIN,
+    "las": np.diag([-1, 1, 1, 1]) @ PLAIN,
+    "lps": np.diag([-1, -1, 1, 1]) @ PLAIN,
+    "permuted": np.eye(4)[[2, 0, 1, 3]] @ np.diag([1, -1, 1, 1]) @ PLAIN,
+    "oblique": about(2, 20) @ about(0, 35) @ PLAIN,
+}
+
+
+@pytest.fixture
+def turned(project):
+    """The same voxels as testing cases with all kinds of affines, each with its label."""
+    datalist, work_dir, bundles = project
+    cases = read_datalist(datalist)
+    (one,) = cases.testing
+    testing = []
+    for name, affine in AFFINES.items():
+        files = {"image": f"images/{name}.nii", "label": f"labels/{name}.nii"}
+        for kind, file in files.items():
+            volume = read_volume(cases.path(getattr(one, kind)))
+            nib.save(nib.Nifti1Image(volume.T, affine), datalist.parent / file)
+        testing.append(one.model_copy(update={**files, "cellmap": None}))
+    write_datalist(datalist, cases.model_copy(update={"testing": (one, *testing)}))
+    return datalist, work_dir, bundles
+
+
+def places(mask, affine):
+    """World positions (n, 3), sorted, of the voxels of a mask (i, j, k)."""
+    points = nib.affines.apply_affine(affine, np.argwhere(mask)).round(2) + 0.0
+    return points[np.lexsort(points.T)]
+
+
+def test_a_prediction_lies_where_its_image_does(turned):
+    datalist, work_dir, bundles = turned
+    result = ensemble(datalist, work_dir, bundles)
+    assert result.failures == ()
+    plain, *others = result.cases
+    assert {str(case.dice) for case in others} == {str(plain.dice)}
+    expected = read_volume(plain.prediction.with_suffix(".nii.gz"))
+    for case, (name, affine) in zip(others, AFFINES.items(), strict=True):
+        image = datalist.parent / f"images/{name}.nii"
+        labels = nib.load(case.prediction.with_suffix(".nii.gz"))
+        assert np.allclose(labels.affine, affine, atol=1e-4)
+        assert np.array_equal(labels.dataobj, expected.T)
+        one, other = (sitk.ReadImage(f) for f in (image, case.prediction.with_suffix(".nii.gz")))
+        for get in ("GetOrigin", "GetSpacing", "GetDirection"):
+            assert getattr(one, get)() == pytest.approx(getattr(other, get)())
+        mito = read_mask(case.prediction, "mito")
+        kept = json.loads((case.prediction / ".zattrs").read_text())["image"]
+        assert np.allclose(kept["affine_nm"], affine, atol=1e-4)
+        (scale,) = json.loads((case.prediction / "mito/.zattrs").read_text())["multiscales"]
+        steps = scale["datasets"][0]["coordinateTransformations"]
+        truth = read_mask(plain.prediction, "mito")
+        assert 0 < truth.sum() < truth.size
+        if name == "oblique":
+            # OME-Zarr has no rotation: voxels as in the file, no place that would be wrong.
+            assert [s["type"] for s in steps] == ["scale"]
+            assert steps[0]["scale"] == pytest.approx([6, 4, 8])
+            assert kept["oblique"]
+            assert np.array_equal(mito, truth)
+            continue
+        world = np.diag([*steps[0]["scale"][::-1], 1.0])
+        world[:3, 3] = steps[1]["translation"][::-1]
+        assert np.array_equal(places(mito.T, world), places(truth.T, affine))
+
+
+def test_a_label_that_is_not_on_the_grid_of_its_image_fails_by_name(turned):
+    datalist, work_dir, bundles = turned
+    cases = read_datalist(datalist)
+    testing = (cases.testing[0], cases.testing[1].model_copy(update={"label": "labels/las.nii"}))
+    write_datalist(datalist, cases.model_copy(update={"testing": testing}))
+    result = ensemble(datalist, work_dir, bundles)
+    assert result.done == 1
+    (failure,) = result.failures
+    assert failure.item == "ras.nii"
+    assert "axes to RAS" in failure.reason
+    assert "axes to LAS" in failure.reason
+
+
+@pytest.mark.parametrize("name", AFFINES)
+def test_probabilities_are_placed_as_monai_places_the_image(turned, name, tmp_path):
+    datalist, _, bundles = turned
+    path = datalist.parent / f"images/{name}.nii"
+    predicted = InferClass(bundles[0].folder / "configs/hyper_parameters.yaml").infer(path)
+    image = LoadImage(ensure_channel_first=True)(path)
+    assert predicted.shape[1:] == image.shape[1:]
+    assert np.allclose(predicted.affine, image.affine)
+    assert predicted.meta["space"] == image.meta["space"]
+    save = SaveImage(tmp_path, output_postfix="", separate_folder=False, print_log=False)
+    save(predicted)
+    assert np.allclose(nib.load(tmp_path / f"{name}.nii.gz").affine, AFFINES[name], atol=1e-4)
 
 
 def test_second_run_predicts_nothing_and_a_new_model_does(project, monkeypatch):

@@ -1,5 +1,7 @@
 """Patches: where they are drawn, and what they hold."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +10,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from cellmap_core.datalist import read_datalist
-from cellmap_core.errors import NiftiError, TrainingError
+from cellmap_core.errors import GeometryError, NiftiError, TrainingError
 from cellmap_core.label_table import LabelTable
 from cellmap_core.nifti import read_volume, write_volume
 from cellmap_core.training.augment import (
@@ -22,9 +24,11 @@ from cellmap_core.training.augment import (
 )
 from cellmap_core.training.config import Normalisation
 from cellmap_core.training.config_files import make_config
+from cellmap_core.training.mapped_volume import MappedVolume, Maps
 from cellmap_core.training.patches import SEARCH_STREAM, PatchSampler, images_of
 from cellmap_core.training.presence import KEPT_VOXELS, find_presence, presence_of
 from cellmap_core.training.volumes import Case, open_case, open_volume
+from tests.conftest import ROOT
 from tests.tiny_project import GRID, TABLE, make_crop, make_project
 
 IDENTITY = Normalisation(clip_low=-1e9, clip_high=1e9, mean=0, stdev=1)
@@ -152,7 +156,7 @@ def test_compressed_volume_is_decompressed_once_and_mapped(tmp_path):
     image, _ = make_crop(0)
     write_volume(path, GRID, image)
     volume, _ = open_volume(path, tmp_path / "cache")
-    assert isinstance(volume, np.memmap)
+    assert isinstance(volume, MappedVolume)
     assert np.array_equal(volume, image)
     copy = next((tmp_path / "cache").iterdir())
     before = copy.stat().st_mtime_ns
@@ -162,15 +166,59 @@ def test_compressed_volume_is_decompressed_once_and_mapped(tmp_path):
     assert np.array_equal(open_volume(path, tmp_path / "cache")[0], image + 1)
 
 
-def test_image_and_label_of_different_shape_are_refused(tmp_path):
+def test_image_and_label_that_are_not_one_grid_are_refused(tmp_path):
+    """Training and ensemble open their cases here; the statistics refuse the same."""
     datalist = read_datalist(make_project(tmp_path))
     entry = datalist.training[1]
-    label = read_volume(tmp_path / entry.label)[:-1].copy()
-    shape = (GRID.shape_vox[0] - 1, *GRID.shape_vox[1:])
-    (tmp_path / entry.label).unlink()
-    write_volume(tmp_path / entry.label, GRID.model_copy(update={"shape_vox": shape}), label)
-    with pytest.raises(NiftiError, match=r"jrc_tiny/crop1: label of shape \(35, 40, 44\)"):
+    path, label = tmp_path / entry.label, np.array(read_volume(tmp_path / entry.label))
+    write_volume(path, GRID.cut((0, 0, 0), (35, 40, 44)), label[:-1])
+    with pytest.raises(GeometryError, match=r"44 × 40 × 36 voxels.*crop1.nii: 44 × 40 × 35 voxels"):
         open_case(datalist, entry, tmp_path)
+    aside = GRID.model_copy(update={"translation_nm": (104.0, 52.0, 27.0)})
+    write_volume(path, aside, label)
+    with pytest.raises(GeometryError, match=r"0.125 voxels apart.*x, y, z = 27, 52, 104 nm"):
+        open_case(datalist, entry, tmp_path)
+    nearly = GRID.model_copy(update={"translation_nm": (104.0, 52.0, 26.7)})
+    write_volume(path, nearly, label)
+    assert np.array_equal(open_case(datalist, entry, tmp_path).label, label)
+
+
+FEW_FILES = """
+import os, resource, sys
+from dataclasses import replace
+from pathlib import Path
+from cellmap_core.datalist import read_datalist
+from cellmap_core.training.volumes import open_cases
+count = len(os.listdir("/proc/self/fd"))
+resource.setrlimit(resource.RLIMIT_NOFILE, (count + 20, count + 40))
+datalist = read_datalist(Path(sys.argv[1]))
+cases = open_cases(datalist, datalist.training * 20, Path(sys.argv[2]))
+for turn in range(2):
+    sums = [(int(c.image[3:5].sum()), int(c.label[3:5].sum())) for c in cases]
+print(len(cases), len(set(sums)), resource.getrlimit(resource.RLIMIT_NOFILE)[0] - count)
+"""
+
+
+def test_cases_need_no_more_files_than_a_process_may_open(tmp_path):
+    datalist = make_project(tmp_path / "data")
+    script = [sys.executable, "-c", FEW_FILES, datalist, tmp_path / "cache"]
+    outcome = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert outcome.stdout == "80 4 40\n", outcome.stderr
+
+
+def test_a_volume_that_is_replaced_while_it_is_in_use_is_not_mixed_with_the_new_one(tmp_path):
+    path = tmp_path / "a.nii"
+    image, _ = make_crop(0)
+    write_volume(path, GRID, image)
+    first, second = (open_volume(path, tmp_path)[0] for _ in range(2))
+    maps = Maps(1)
+    assert np.array_equal(maps.of(first), image)
+    write_volume(path, GRID, image + 1)
+    assert np.array_equal(maps.of(first), image)
+    with pytest.raises(NiftiError, match="was changed while it was in use"):
+        maps.of(second)
+    with pytest.raises(NiftiError, match="was changed while it was in use"):
+        maps.of(first)  # Unmapped for the second one.
 
 
 def test_normalisation_clips_and_scales():
@@ -203,8 +251,8 @@ def test_volumes_are_read_into_memory_only_where_asked_for(tmp_path):
     datalist = read_datalist(make_project(tmp_path))
     mapped = open_case(datalist, datalist.training[0], tmp_path / "cache")
     read = open_case(datalist, datalist.training[0], tmp_path / "cache", in_memory=True)
-    assert isinstance(mapped.image, np.memmap)
-    assert not isinstance(read.image, np.memmap)
+    assert isinstance(mapped.image, MappedVolume)
+    assert type(read.image) is type(read.label) is np.ndarray
     assert np.array_equal(mapped.label, read.label)
 
 
