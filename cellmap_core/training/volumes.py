@@ -123,25 +123,20 @@ def open_case(datalist: Datalist, entry: Entry, cache: Path, *, in_memory: bool 
         A file is missing or damaged.
     """
     image_path = datalist.path(entry.image)
-    label, digest = None, ""
-    if entry.label:
-        label_path = datalist.path(entry.label)
+    label_path = datalist.path(entry.label) if entry.label else None
+    label: Volume | None = None
+    digest = ""
+    if label_path is not None:
         common_geometry(image_path, label_path)
         label, digest = open_volume(label_path, cache)
-    image, _ = open_volume(image_path, cache)
+    image: Volume = open_volume(image_path, cache)[0]
     annotated = np.zeros(len(datalist.classes), dtype=bool)
     annotated[[c - 1 for c in entry.annotated_classes]] = True
     presence_file = cache / f"{digest}.presence.npz" if digest else None
     if in_memory:
         image, label = np.array(image), None if label is None else np.array(label)
     return Case(
-        entry.name,
-        image,
-        label,
-        annotated,
-        presence_file,
-        datalist.path(entry.label) if entry.label else None,
-        datalist.table.undefined,
+        entry.name, image, label, annotated, presence_file, label_path, datalist.table.undefined
     )
 
 
