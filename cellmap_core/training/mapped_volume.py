@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib.mixins import NDArrayOperatorsMixin
 from numpy.typing import NDArray
 
 from cellmap_core.errors import NiftiError
@@ -26,8 +27,10 @@ from cellmap_core.machine import raise_file_limit
 _LEAST_MAPS = 16
 
 
-class MappedVolume:
+class MappedVolume(NDArrayOperatorsMixin):
     """The voxels of a file, read as an array (z, y, x) is indexed.
+
+    Operators and NumPy's functions read all voxels, as they do with a mapped array.
 
     Parameters
     ----------
@@ -73,6 +76,11 @@ class MappedVolume:
     ) -> NDArray[Any]:
         """Return all voxels."""
         return np.array(self[...], dtype=dtype, copy=copy)
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
+        """Apply a function of NumPy to all voxels."""
+        arrays = [np.asarray(i) if isinstance(i, MappedVolume) else i for i in inputs]
+        return getattr(ufunc, method)(*arrays, **options)
 
     def let_go(self) -> None:
         """Take the pages that were read out of this process's memory.

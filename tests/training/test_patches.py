@@ -157,6 +157,8 @@ def test_compressed_volume_is_decompressed_once_and_mapped(tmp_path):
     write_volume(path, GRID, image)
     volume, _ = open_volume(path, tmp_path / "cache")
     assert isinstance(volume, MappedVolume)
+    assert np.array_equal(volume == 128, image == 128)
+    assert np.array_equal(np.minimum(volume, 100) + 1, np.minimum(image, 100) + 1)
     assert np.array_equal(volume, image)
     copy = next((tmp_path / "cache").iterdir())
     before = copy.stat().st_mtime_ns
