@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -181,8 +182,8 @@ def sweep(folder: Path) -> None:
         if match is None or not _is_abandoned(path, match["writer"], int(match["process"])):
             continue
         target = path.with_name(match["name"])
-        # Another run may sweep at the same time.
-        with suppress(FileNotFoundError):
+        # Another run may sweep at the same time, and another user's files may not be removed.
+        with suppress(OSError):
             if match["kind"] == "before" and not target.exists():
                 path.rename(target)
                 logger.warning("%s is restored: a killed run had set it aside", target)
@@ -199,7 +200,7 @@ def _is_abandoned(path: Path, writer: str | None, process: int) -> bool:
     oldest = time.time() - _ABANDONED_SECONDS
     try:
         # The newest file tells how old a folder is: its own time is that of its first entries.
-        return not any(p.stat().st_mtime > oldest for p in (path, *path.rglob("*")))
+        return not any(p.stat().st_mtime > oldest for p in chain([path], path.rglob("*")))
     except OSError:
         # Somebody moved it meanwhile.
         return False

@@ -3,7 +3,13 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from cellmap_core.inference.ome_zarr import read_mask
+from cellmap_core.inference.predicted_labels import labels_path, read_table, table_path
+from cellmap_core.label_table import PRESENT
+from cellmap_core.nifti import read_volume
 
 #: A small network that sees a membrane in a minute or two of two cores.
 OPTIONS = {
@@ -54,3 +60,15 @@ def test_there_is_a_prediction_for_every_test_crop(finished):
     for case in result["cases"]:
         assert (Path(case["prediction"]) / "pm" / "s0" / ".zarray").is_file()
         assert 0 < case["foreground_fraction"]["pm"] < 1
+
+
+def test_labels_hold_what_the_masks_hold(finished):
+    """Of all predicted classes, in whatever combinations a short training predicts them."""
+    result = json.loads((finished / "ensemble_output" / "ensemble.json").read_text())
+    for case in result["cases"]:
+        prediction = Path(case["prediction"])
+        table = read_table(table_path(prediction))
+        states = table.states()[read_volume(labels_path(prediction))]
+        for name in case["foreground_fraction"]:
+            labelled = states[..., table.classes.index(name)] == PRESENT
+            assert np.array_equal(labelled, read_mask(prediction, name) == 1), name
