@@ -239,8 +239,12 @@ def test_a_test_crop_is_in_its_own_reconstruction(tmp_path):
     path = tmp_path / "test.csv"
     row = TEST_ROW.format(crop=7, at="[4;4;4]", shape="[5;5;5]")
     path.write_text(f"{TEST_HEADER},alignment\n{row},recon-2\n")
-    (crop,) = read_test_manifest(path, read_datasplit(tmp_path / "d.csv").crops)
+    crops = read_datasplit(tmp_path / "d.csv").crops
+    (crop,) = read_test_manifest(path, crops)
     assert crop.raw == f"{tmp_path}/jrc_x.zarr/{recon2[0]}"
+    path.write_text(f"{path.read_text()}{row},recon-1\n")
+    with pytest.raises(DatasplitError, match=r"line 3: jrc_x/crop7 in .*recon-1.*; expected one v"):
+        read_test_manifest(path, crops)
 
 
 @pytest.mark.parametrize("spelling", ["h.zarr/", "./h.zarr", "x/../h.zarr", "h.zarr//"])
