@@ -18,7 +18,7 @@ from cellmap_core.crop import Crop, open_crop
 from cellmap_core.crops_table import CropRow, Status
 from cellmap_core.datalist import CaseInfo
 from cellmap_core.datasplit import CropRef
-from cellmap_core.errors import CellmapError, CropExcluded, StoreError
+from cellmap_core.errors import CellmapError, CropExcluded, StoreError, lost_reason
 from cellmap_core.label_table import PRESENT, States
 from cellmap_core.machine import keep_memory
 from cellmap_core.models import Frozen
@@ -57,8 +57,7 @@ class ReadCrop(Frozen):
     @classmethod
     def lost(cls, ref: CropRef, error: Exception) -> ReadCrop:
         """A crop whose worker died while it was read."""
-        reason = f"its worker was killed ({type(error).__name__}); out of memory?"
-        return cls(ref=ref, row=CropRow.of_ref(ref, "failed", reason))
+        return cls(ref=ref, row=CropRow.of_ref(ref, "failed", lost_reason(error)))
 
 
 class LabelJob(Frozen):
@@ -78,7 +77,7 @@ class WrittenLabel(Frozen):
     @classmethod
     def lost(cls, _job: LabelJob, error: Exception) -> WrittenLabel:
         """A crop whose worker died while its labels were written."""
-        return cls(reason=f"its worker was killed ({type(error).__name__})")
+        return cls(reason=lost_reason(error))
 
 
 class CropPaths:

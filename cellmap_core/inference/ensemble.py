@@ -14,11 +14,10 @@ from cellmap_core.inference.predict import predict_case
 from cellmap_core.models import BundleRef, CasePrediction, EnsembleResult, Failure
 from cellmap_core.provenance import file_digest, key_of, read_receipt, write_json, write_receipt
 from cellmap_core.training.volumes import CACHE_NAME, open_case
+from cellmap_core.work import OUTPUT_NAME, RECEIPTS_NAME
 
 logger = logging.getLogger(__name__)
 
-OUTPUT_NAME = "ensemble_output"
-_RECEIPTS_NAME = ".receipts"
 _RESULT_NAME = "ensemble.json"
 
 
@@ -114,7 +113,7 @@ def _known_classes(cases: Datalist, members: Sequence[Member]) -> tuple[str, ...
 def _predict_once(job: _Job, entry: Entry) -> tuple[CasePrediction, bool]:
     """Predict a case, or find it predicted with the same models from the same voxels."""
     folder = job.work_dir / OUTPUT_NAME
-    receipt_path = folder / _RECEIPTS_NAME / f"{entry.stem}.json"
+    receipt_path = folder / RECEIPTS_NAME / f"{entry.stem}.json"
     files = [entry.image, entry.label] if entry.label else [entry.image]
     for path in map(job.cases.path, files):
         if not path.is_file():

@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from cellmap_core.bundles.names import is_ours
+from cellmap_core.cluster.attempts import memory_remedy
 from cellmap_core.cluster.here import Place
+from cellmap_core.cluster.profiles import site_of
 from cellmap_core.errors import BundleError, TrainingError, TrainingInterrupted
 from cellmap_core.lines import append_line, read_lines
+from cellmap_core.machine import oom_kills
 from cellmap_core.models import BundleRef, TrainResult
 from cellmap_core.training.config_files import CONFIG_NAME, MODEL_FOLDER
 from cellmap_core.training.history import read_records
@@ -135,6 +138,7 @@ def train_bundle(
         )
     last: deque[str] = deque(maxlen=_KEPT_LINES)
     seen = len(read_epochs(bundle))
+    killed = oom_kills()
     with _process(bundle, threads, gpus) as process:
         assert process.stdout is not None
         for line in process.stdout:
@@ -143,6 +147,12 @@ def train_bundle(
             seen = _report(bundle, seen, on_epoch)
         code = process.wait()
     _report(bundle, seen, on_epoch)
+    if code != 0 and oom_kills() > killed:
+        raise TrainingError(
+            f"training {bundle.name} ran out of host memory: the kernel killed it",
+            "",
+            memory_remedy("train", site_of()),
+        )
     _check_end(bundle, code, list(last))
     if (result := read_result(bundle)) is None:
         raise TrainingError(f"{bundle.name} ended without a result", "model/result.json")
