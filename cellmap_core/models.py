@@ -8,7 +8,6 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
-
 #: Name of the state of what goes on in another job because its own reached its wall time.
 HANDED_ON = "HandedOn"
 

@@ -147,13 +147,7 @@ def train_bundle(
             seen = _report(bundle, seen, on_epoch)
         code = process.wait()
     _report(bundle, seen, on_epoch)
-    if code != 0 and oom_kills() > killed:
-        raise TrainingError(
-            f"training {bundle.name} ran out of host memory: the kernel killed it",
-            "",
-            memory_remedy("train", site_of()),
-        )
-    _check_end(bundle, code, list(last))
+    _check_end(bundle, code, list(last), out_of_memory=oom_kills() > killed)
     if (result := read_result(bundle)) is None:
         raise TrainingError(f"{bundle.name} ended without a result", "model/result.json")
     return result.model_copy(update={"done": 1, "current": 0})
@@ -233,10 +227,22 @@ def _report(bundle: BundleRef, seen: int, on_epoch: Callable[[dict[str, Any]], N
     return max(seen, len(records))
 
 
-def _check_end(bundle: BundleRef, code: int, last: list[str]) -> None:
+def _check_end(bundle: BundleRef, code: int, last: list[str], out_of_memory: bool) -> None:
+    """Raise why a training ended early.
+
+    ``out_of_memory`` says that the kernel killed a process here meanwhile for want of memory.
+    """
     if code == 0:
         return
+    own = [line.removeprefix(ERROR_MARK) for line in last if line.startswith(ERROR_MARK)]
     asked = code == EXIT_GO_ON or any(line.startswith(GO_ON_MARK) for line in last)
+    # Torchrun hides the signal that ended one of its processes.
+    if out_of_memory and not (own or asked):
+        raise TrainingError(
+            f"training {bundle.name} ran out of host memory, and the kernel killed it",
+            "",
+            memory_remedy("train", site_of()),
+        )
     if code < 0 or asked:
         how = "on request" if asked else f"by signal {-code}"
         raise TrainingInterrupted(
@@ -244,7 +250,6 @@ def _check_end(bundle: BundleRef, code: int, last: list[str]) -> None:
             "to run to its end",
             "start it again, it goes on from its checkpoint",
         )
-    own = [line.removeprefix(ERROR_MARK) for line in last if line.startswith(ERROR_MARK)]
     # Processes of one training may each say their part of it.
     log = "; ".join(dict.fromkeys(own)) if own else "\n".join(["its log ends with:", *last])
     raise TrainingError(f"training {bundle.name} failed (exit code {code}): {log}")
