@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 
 from cellmap_core.cluster.attempts import fruitless_jobs, hours_remedy
@@ -63,11 +64,10 @@ def note_start(
     append_line(folder / STARTS_NAME, start.model_dump_json())
     if begun := environment.get(BEGUN_VARIABLE):
         Path(begun).touch()
+    own = [s for s in read_lines(folder / STARTS_NAME, Start) if s.run == start.run]
     times = 0
-    for earlier in reversed(
-        [s for s in read_lines(folder / STARTS_NAME, Start) if s.run == start.run]
-    ):
-        if not earlier.handed_on or earlier.mark != start.mark:
+    for before, after in reversed(list(pairwise(own))):
+        if not after.handed_on or after.mark != before.mark:
             break
         times += 1
     if times >= fruitless_jobs(site):
