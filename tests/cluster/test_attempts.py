@@ -103,17 +103,17 @@ def test_a_run_that_saves_nothing_from_wall_time_to_wall_time_ends(tmp_path):
         note_start(folder, start("a", job, job > 0, job // 2), SITE, environment)
         note_start(folder, start("b", job, False, 0), SITE, environment)
     assert begun.exists()
-    note_start(folder, start("a", 20, True, 9), SITE, environment)
-    note_start(folder, start("a", 21, True, 9), SITE, environment)
+    note_start(folder, start("a", 20, True, 10), SITE, environment)
+    note_start(folder, start("a", 21, True, 10), SITE, environment)
     with pytest.raises(NoProgressError) as caught:
-        note_start(folder, start("a", 22, True, 9), SITE, environment)
+        note_start(folder, start("a", 22, True, 10), SITE, environment)
     assert str(caught.value) == (
         "2 jobs of this run in a row reached their wall time and saved nothing; "
         "raise stages.flow.hours of the site profile mine (now 24)"
     )
     # Somebody who starts it once more has a reason to.
-    note_start(folder, start("a", 31, False, 9), SITE, environment)
-    note_start(folder, start("a", 32, True, 9), SITE, environment)
+    note_start(folder, start("a", 31, False, 10), SITE, environment)
+    note_start(folder, start("a", 32, True, 10), SITE, environment)
     assert (folder / STARTS_NAME).is_file()
 
 
