@@ -13,9 +13,8 @@ from typing import Any
 
 # Read by distributed when it is imported: its start-up chatter is not a run's log.
 os.environ.setdefault("DASK_LOGGING__DISTRIBUTED", "warning")
-# A worker that dies with an item is reported, not tried again behind Prefect's back.
-os.environ.setdefault("DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES", "0")
 
+import dask.config
 from distributed import CancelledError, Client, Future, KilledWorker, as_completed
 from prefect.context import FlowRunContext
 from prefect_dask import DaskTaskRunner
@@ -27,6 +26,16 @@ from cellmap_core.machine import cores, memory_bytes
 from cellmap_core.models import Mapper, serial
 from tasks import crew
 
+dask.config.set(
+    {
+        # A worker that dies with an item is reported, not tried again behind Prefect's back.
+        "distributed.scheduler.allowed-failures": 0,
+        # Dask gives a worker up for good that is not back within 15 s, and a busy machine takes
+        # longer to start one: the work would wait for ever. What is dead is replaced by its nanny
+        # here, and by `StageCluster` on a cluster.
+        "distributed.deploy.lost-worker-timeout": "1000 days",
+    }
+)
 # What a worker may come to: its imports and the largest crop or case, in flat memory.
 _WORKER_BYTES = 1 << 30
 # Between two looks at what has ended.
