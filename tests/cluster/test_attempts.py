@@ -78,7 +78,11 @@ def test_what_an_earlier_run_saved_is_no_progress(tmp_path):
             End.OUT_OF_MEMORY,
         ),
         # Of a GPU's memory the training takes care itself.
-        ("FAILED", "RuntimeError: CUDA out of memory\nslurmstepd: error: *** CANCELLED", End.FAILED),
+        (
+            "FAILED",
+            "RuntimeError: CUDA out of memory\nslurmstepd: error: *** CANCELLED",
+            End.FAILED,
+        ),
         ("FAILED", "", End.FAILED),
         ("NODE_FAIL", "slurmstepd: error: Exceeded job memory limit\n", End.LOST),
         (None, "", End.UNKNOWN),
