@@ -19,7 +19,7 @@ from cellmap_core.crop_refs import place_of, tissue_of
 from cellmap_core.crops_table import CropRow, Status
 from cellmap_core.datalist import CaseInfo
 from cellmap_core.datasplit import CropRef
-from cellmap_core.errors import CellmapError, CropExcluded, StoreError
+from cellmap_core.errors import CellmapError, CropExcluded, StoreError, lost_reason
 from cellmap_core.label_table import PRESENT, States
 from cellmap_core.leakage import Extent, box_within
 from cellmap_core.machine import keep_memory
@@ -132,13 +132,13 @@ def read_crop(ref: CropRef, classes: tuple[str, ...], options: ConvertOptions) -
 
 def lost_crop(ref: CropRef, error: Exception, options: ConvertOptions) -> ReadCrop:
     """Return the row of a crop whose worker died while it was read, and remove its files."""
-    return _not_converted(ref, options, "failed", _killed(error))
+    return _not_converted(ref, options, "failed", lost_reason(error))
 
 
 def lost_label(job: LabelJob, error: Exception, options: ConvertOptions) -> WrittenLabel:
     """Return why a crop whose worker died has no labels, and remove its files."""
     CropPaths(job.crop.ref, options).remove()
-    return WrittenLabel(reason=_killed(error))
+    return WrittenLabel(reason=lost_reason(error))
 
 
 def write_label(job: LabelJob, options: ConvertOptions) -> WrittenLabel:
@@ -157,10 +157,6 @@ def write_label(job: LabelJob, options: ConvertOptions) -> WrittenLabel:
         paths.remove()
         return WrittenLabel(reason=f"unexpected {error!r}")
     return WrittenLabel(changed=True)
-
-
-def _killed(error: Exception) -> str:
-    return f"its worker was killed ({type(error).__name__}); out of memory?"
 
 
 def _write_label(job: LabelJob, paths: CropPaths, key: str) -> None:

@@ -136,6 +136,14 @@ class EnsembleError(CellmapError):
     """No trained model, or no case, to make an ensemble prediction of."""
 
 
+class LostWorkError(CellmapError):
+    """The worker of one item ended before the item was done, and will do so again."""
+
+
+class NoProgressError(CellmapError):
+    """A run was started again and again and saved nothing."""
+
+
 class IncompleteError(CellmapError):
     """A stage did what it could; the listed items failed."""
 
@@ -205,6 +213,13 @@ def may_pass(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno not in _FINAL_ERRNOS
     return any(kind.__name__ in _PASSING_KINDS for kind in type(error).__mro__)
+
+
+def lost_reason(error: BaseException) -> str:
+    """Return why an item was lost with its worker, as far as the error tells."""
+    if isinstance(error, LostWorkError):
+        return str(error)
+    return f"its worker was killed ({type(error).__name__}); out of memory?"
 
 
 def is_lost(error: BaseException) -> bool:

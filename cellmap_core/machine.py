@@ -67,6 +67,17 @@ def memory_bytes(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> int:
     return min(limits)
 
 
+def oom_kills(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> int:
+    """Return how many processes of this process's cgroup the kernel killed for want of memory.
+
+    Children count: they are in the same cgroup. 0 where the kernel does not tell.
+    """
+    told = _cgroup_values("memory.events", proc, cgroups)
+    told += _cgroup1_values("memory", "memory.oom_control", proc, cgroups)
+    found = re.search(r"^oom_kill (\d+)$", told[0], re.MULTILINE) if told else None
+    return int(found.group(1)) if found else 0
+
+
 def _cgroup_values(name: str, proc: Path, cgroups: Path) -> list[str]:
     """A limit of this process's cgroup (version 2) and of all that hold it."""
     own = next((row[3:] for row in _cgroup_rows(proc) if row.startswith("0::")), "/")
@@ -131,6 +142,17 @@ def gpus(driver: Path = Path("/proc/driver/nvidia/gpus")) -> tuple[str, ...]:
         return tuple(str(i) for i, _ in enumerate(driver.iterdir()))
     except OSError:
         return ()
+
+
+def shares(devices: tuple[str, ...], each: int) -> list[tuple[str, ...]]:
+    """Divide devices into shares of ``each``; the last one has what is left over.
+
+    Returns
+    -------
+    list of tuple of str
+        The larger shares first; empty where there is no device.
+    """
+    return [devices[i : i + each] for i in range(0, len(devices), each)]
 
 
 def gpu_memory_bytes() -> int | None:

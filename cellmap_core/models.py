@@ -8,6 +8,9 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
+#: Name of the state of what goes on in another job because its own reached its wall time.
+HANDED_ON = "HandedOn"
+
 
 class Frozen(BaseModel):
     """A value that cannot change and takes no field it does not know."""
@@ -170,16 +173,27 @@ class TrainResult(StageResult):
 
 
 class TrainPause(StageResult):
-    """Of one training that has to go on in another job: nothing failed, its time was over."""
+    """Of one training that has to go on in another job: nothing failed, its time was over.
+
+    Attributes
+    ----------
+    why : str
+        One line for logs.
+    job_id : int or None
+        The job that ends.
+    at_wall_time : bool
+        Whether it ends at its wall time, not because it was told to.
+    """
 
     bundle: BundleRef
     why: str
     job_id: int | None = None
+    at_wall_time: bool = False
 
     @property
     def state_name(self) -> str | None:
         """It is handed on."""
-        return "HandedOn"
+        return HANDED_ON
 
     def tally(self) -> str:
         """Why it is not done yet."""

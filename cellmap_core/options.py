@@ -53,7 +53,13 @@ class _FoldOptions(Frozen):
     )
 
 
-class ConvertOptions(_FoldOptions):
+class _OutputOptions(Frozen):
+    output_dir: Place = Field(
+        Path("auto3dseg/nifti_data"), description="where images, labels and datalist.json go"
+    )
+
+
+class ConvertOptions(_FoldOptions, _OutputOptions):
     """Options of ``convert``: from a datasplit of OME-Zarr crops to NIfTI and a datalist."""
 
     datasplit: Place | None = Field(
@@ -65,9 +71,6 @@ class ConvertOptions(_FoldOptions):
         None,
         description="where the relative paths of a CSV start: a folder, s3://bucket[/prefix] or "
         "http(s)://… (default: the CSV's folder)",
-    )
-    output_dir: Place = Field(
-        Path("auto3dseg/nifti_data"), description="where images, labels and datalist.json go"
     )
     scale: Annotated[str, AfterValidator(_level_name)] = Field(
         "s0",
@@ -106,7 +109,7 @@ class _WorkOptions(Frozen):
         Path("auto3dseg/work_dir"), description="where reports, bundles and predictions go"
     )
     datalist: Place | None = Field(
-        None, description="datalist.json (default: what an earlier stage left)"
+        None, description="datalist.json (default: the one in the output or the work folder)"
     )
 
 
@@ -125,7 +128,7 @@ class _AlgoOptions(_WorkOptions):
     num_fold: int = Field(5, ge=2, description="number of cross-validation folds")
 
 
-class GenerateOptions(_AlgoOptions, _FoldOptions):
+class GenerateOptions(_AlgoOptions, _FoldOptions, _OutputOptions):
     """Options of ``generate``: one bundle for each algorithm and fold."""
 
     num_epochs: int = Field(100, ge=1, description="epochs of each training")

@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from cellmap_core.errors import BundleError, DatalistError, OptionError, StageOrderError
 from cellmap_core.models import BundleRef
-from cellmap_core.options import ConvertOptions
+
+#: Folder of the ensemble's predictions in a work folder, and of their receipts in it.
+OUTPUT_NAME = "ensemble_output"
+RECEIPTS_NAME = ".receipts"
+#: Files that stages leave when a part of their work is done, by folders of a run.
+_SAVED = (
+    ".cache/*.json",
+    ".cache/datastats/*.json",
+    "*/algo_object.json",
+    "*/model/*.pt",
+    f"{OUTPUT_NAME}/{RECEIPTS_NAME}/*.json",
+)
 
 
-def datalist_of(given: Path | None, output_dir: Path | None = None) -> Path:
-    """The datalist to use: the one given, else the one conversion leaves.
+def datalist_of(given: Path | None, output_dir: Path) -> Path:
+    """Return the datalist to use: the one given, else the one that conversion leaves.
+
+    Parameters
+    ----------
+    given : Path, optional
+        The option ``datalist``.
+    output_dir : Path
+        The option ``output_dir``, where conversion leaves its datalist.
 
     Raises
     ------
     DatalistError
         There is none.
     """
-    folder = output_dir or Path(ConvertOptions().output_dir)
-    path = given or folder / "datalist.json"
+    path = given or output_dir / "datalist.json"
     if not path.is_file():
         raise DatalistError(
             f"no datalist at {path}", "a datalist.json", "convert first, or give --datalist"
@@ -36,6 +54,19 @@ def working_datalist_of(work_dir: Path) -> Path:
 def datastats_of(work_dir: Path) -> Path:
     """The report that ``analyze`` leaves in the work folder."""
     return _left_by("analyze", work_dir / "datastats.yaml")
+
+
+def saved_mark(*folders: Path) -> int:
+    """Return a number that changes whenever a stage has saved something in the folders.
+
+    Only what a later run would not do again counts: receipts of crops, cases and predictions,
+    bundles, checkpoints.
+    """
+    times = []
+    for path in (p for folder in folders for pattern in _SAVED for p in folder.glob(pattern)):
+        with contextlib.suppress(OSError):  # A checkpoint that is replaced just now.
+            times.append(path.stat().st_mtime_ns)
+    return max(times, default=0) + len(times)
 
 
 def ensure_folder(folder: Path, option: str) -> None:

@@ -16,13 +16,14 @@ import subprocess
 import sys
 import tempfile
 from types import FrameType
+from typing import Any
 from uuid import UUID
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.settings import get_current_settings
-from prefect.states import AwaitingRetry
+from prefect.states import AwaitingRetry, Scheduled
 
 from cellmap_core.api_server import Api
 from cellmap_core.cluster.jobs import run_of
@@ -30,6 +31,7 @@ from cellmap_core.cluster.slurm import Slurm
 from cellmap_core.cluster.states import Phase
 from cellmap_core.errors import CellmapError
 from cellmap_core.machine import end_with_parent
+from cellmap_core.models import HANDED_ON
 from cellmap_core.proxies import reach_directly
 
 _SIGTERM_EXIT = 128 + signal.SIGTERM
@@ -111,10 +113,21 @@ def _conclude(client: SyncPrefectClient, run_id: UUID, received: int, job_id: st
     if state is not None and state.is_final():
         return 0 if state.is_completed() else 1
     if received == signal.SIGUSR1:
-        message = f"job {job_id} reached its wall time; the run goes on in another job"
-        client.set_flow_run_state(run_id, AwaitingRetry(message=message), force=True)
+        client.set_flow_run_state(run_id, _next_state(state, job_id), force=True)
         return 0
     return _SIGTERM_EXIT if received else 1
+
+
+def _next_state(state: State[Any] | None, job_id: str) -> State[Any]:
+    """Return the state of a run whose job reached its wall time.
+
+    That the run is handed on does not count as a failure, unless it had not even begun.
+    """
+    if state is not None and state.is_running():
+        message = f"job {job_id} reached its wall time; the run goes on in another job"
+        return Scheduled(name=HANDED_ON, message=message)
+    message = f"job {job_id} reached its wall time before the run began; it starts in another job"
+    return AwaitingRetry(message=message)
 
 
 def _end_children(run_id: UUID, job_id: str) -> None:

@@ -46,7 +46,7 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun, StateType, WorkerStatus
 from prefect.exceptions import InfrastructureNotFound, ObjectNotFound
 from prefect.settings import get_current_settings
-from prefect.states import AwaitingRetry, Cancelled
+from prefect.states import AwaitingRetry, Cancelled, Scheduled
 from prefect.utilities.slugify import slugify
 from prefect.workers.base import (
     BaseJobConfiguration,
@@ -56,6 +56,7 @@ from prefect.workers.base import (
 )
 from pydantic import Field
 
+from cellmap_core.cluster.attempts import memory_remedy
 from cellmap_core.cluster.check import check_site
 from cellmap_core.cluster.here import LOG_VARIABLE
 from cellmap_core.cluster.jobs import JobSpec, comment_of, run_of
@@ -66,9 +67,10 @@ from cellmap_core.cluster.profiles import (
     named_site,
     read_site,
 )
-from cellmap_core.cluster.slurm import JobRecord, Slurm, tail
+from cellmap_core.cluster.slurm import JobRecord, Slurm, cause_of, log_of_job, tail
 from cellmap_core.cluster.states import End, Phase
 from cellmap_core.errors import CellmapError, ProfileError, SchedulerUnavailable
+from cellmap_core.models import HANDED_ON
 from cellmap_core.paths import expand_path
 from cellmap_core.proxies import reach_directly
 
@@ -150,6 +152,20 @@ class SlurmJobConfiguration(BaseJobConfiguration):
         changed = {n: v for n in names if (v := getattr(self, n)) is not None}
         return site.with_stage("flow", changed)
 
+    def _folder(self) -> Path:
+        """Return the folder that the job starts in, from which its log's path starts too."""
+        return expand_path(self.working_dir) if self.working_dir else Path.cwd()
+
+    def log(self, flow_run: FlowRun) -> Path:
+        """Return the log of a run's own job; ``%j`` stands for the job's id.
+
+        Raises
+        ------
+        ProfileError
+            There is no profile, or a value in it is not valid.
+        """
+        return log_of(self.profile(), self._folder(), flow_run)
+
     def job(self, flow_run: FlowRun) -> JobSpec:
         """The job of a run.
 
@@ -159,7 +175,7 @@ class SlurmJobConfiguration(BaseJobConfiguration):
             A value cannot be put to SLURM.
         """
         site = self.profile()
-        here = expand_path(self.working_dir) if self.working_dir else Path.cwd()
+        here = self._folder()
         if not here.is_dir():
             raise ProfileError(f"working_dir: no folder {here}", "one that every node sees")
         environment = {k: str(v) for k, v in self.env.items() if v is not None}
@@ -299,7 +315,7 @@ class SlurmWorker(BaseWorker[SlurmJobConfiguration, SlurmVariables, SlurmWorkerR
             job_id = await self._submit(flow_run, configuration)
             if task_status is not None:
                 task_status.started(str(job_id))
-            await self._follow(flow_run, job_id, configuration.profile())
+            await self._follow(flow_run, job_id, configuration)
         # What became of the run is told to Prefect already: 0 keeps the base class from a guess.
         return SlurmWorkerResult(identifier=str(job_id), status_code=0)
 
@@ -368,7 +384,7 @@ class SlurmWorker(BaseWorker[SlurmJobConfiguration, SlurmVariables, SlurmWorkerR
                 log.warning("not submitted yet: %s", error)
                 maybe_there = True  # The answer may have been lost, not the job.
                 continue
-            log.info("job %d submitted; its log: %s", job_id, _log(spec.log, job_id))
+            log.info("job %d submitted; its log: %s", job_id, log_of_job(spec.log, job_id))
             return job_id
 
     async def _job_there(self, flow_run: FlowRun) -> JobRecord | None:
@@ -392,7 +408,9 @@ class SlurmWorker(BaseWorker[SlurmJobConfiguration, SlurmVariables, SlurmWorkerR
         live = [j for j in jobs if _is_of(j, run_id) and j.phase is not Phase.ENDED]
         return max(live, key=lambda job: job.job_id, default=None)
 
-    async def _follow(self, flow_run: FlowRun, job_id: int, site: Site) -> None:
+    async def _follow(
+        self, flow_run: FlowRun, job_id: int, configuration: SlurmJobConfiguration
+    ) -> None:
         """Wait for a job's end, tell the run's log of it, and see what becomes of the run."""
         log = self.get_flow_run_logger(flow_run)
         scheduled = await self._times_scheduled(flow_run.id)
@@ -415,7 +433,7 @@ class SlurmWorker(BaseWorker[SlurmJobConfiguration, SlurmVariables, SlurmWorkerR
             if await self._end_cancelled(flow_run, found):
                 break
         if scheduled == await self._times_scheduled(flow_run.id):
-            await self._conclude(flow_run, job_id, record, site)
+            await self._conclude(flow_run, job_id, record, configuration)
         else:
             # It was handed on, or retried: what becomes of it is its next job's to say.
             log.info(_ended(job_id, record))
@@ -432,14 +450,16 @@ class SlurmWorker(BaseWorker[SlurmJobConfiguration, SlurmVariables, SlurmWorkerR
         return True
 
     async def _conclude(
-        self, flow_run: FlowRun, job_id: int, record: JobRecord | None, site: Site
+        self,
+        flow_run: FlowRun,
+        job_id: int,
+        record: JobRecord | None,
+        configuration: SlurmJobConfiguration,
     ) -> None:
         """Set the state of a run whose job ended, where the run did not do so itself."""
         await self._end_children(flow_run.id)
-        log = self.get_flow_run_logger(flow_run)
-        end = (record.end if record else None) or End.UNKNOWN
         said = _ended(job_id, record)
-        log.info(said)
+        self.get_flow_run_logger(flow_run).info(said)
         try:
             now = await self.client.read_flow_run(flow_run.id)
         except ObjectNotFound:
@@ -451,18 +471,39 @@ class SlurmWorker(BaseWorker[SlurmJobConfiguration, SlurmVariables, SlurmWorkerR
             told = said if record and record.end else f"job {job_id} was cancelled with the run"
             await self._set(flow_run.id, Cancelled(message=told))
             return
+        site, log = configuration.profile(), await self._log_of(flow_run, job_id, configuration)
+        end = cause_of(record, log)
+        if end is End.WALL_TIME and state.is_running():
+            message = f"{said}; goes on in another job"
+            await self._set(flow_run.id, Scheduled(name=HANDED_ON, message=message))
+            return
         again = await self._times_again(flow_run.id)
         if end.goes_on and again < site.restarts:
             await self._set(flow_run.id, AwaitingRetry(message=f"{said}; goes on in another job"))
             return
         why = f"{said}; it was started again {again} times" if end.goes_on else said
-        await self._propose_crashed_state(flow_run, _with_tail(why, site, now, job_id))
+        if end is End.OUT_OF_MEMORY:
+            why = f"{said}: out of memory; {memory_remedy('flow', site)}"
+        await self._propose_crashed_state(flow_run, _with_tail(why, log))
+
+    async def _log_of(
+        self, flow_run: FlowRun, job_id: int, configuration: SlurmJobConfiguration
+    ) -> Path:
+        """Return the log of a run's job: where it was asked to go, else where SLURM says."""
+        log = log_of_job(configuration.log(flow_run), job_id)
+        if log.is_file():
+            return log
+        with contextlib.suppress(CellmapError):
+            told = (await self._call(self._slurm.details, job_id)).get("StdOut")
+            return Path(told) if told else log
+        return log
 
     async def _set(self, run_id: UUID, state: Any) -> None:
         """Set a state against Prefect's rules, which know nothing of jobs."""
         await self.client.set_flow_run_state(run_id, state, force=True)
 
     async def _times_again(self, run_id: UUID) -> int:
+        """Return how often a run was started again after a failure; hand-overs are none."""
         states = await self.client.read_flow_run_states(run_id)
         return sum(state.name == "AwaitingRetry" for state in states)
 
@@ -567,14 +608,13 @@ class SlurmWorker(BaseWorker[SlurmJobConfiguration, SlurmVariables, SlurmWorkerR
             worker_name=self.name,
             worker_id=self.backend_id,
         )
-        site = configuration.profile()
         pid = flow_run.infrastructure_pid or ""
         job_id = record.job_id if record else int(pid) if pid.isdigit() else 0
         await self._give_worker_labels_to_flow_run(flow_run.id)
         if record is not None and pid != str(job_id):
             await self.client.update_flow_run(flow_run.id, infrastructure_pid=str(job_id))
         self.get_flow_run_logger(flow_run).info("worker %s follows job %d", self.name, job_id)
-        await self._follow(flow_run, job_id, site)
+        await self._follow(flow_run, job_id, configuration)
 
 
 def _check_here() -> None:
@@ -610,16 +650,10 @@ def _ended(job_id: int, record: JobRecord | None) -> str:
     return str(record)
 
 
-def _with_tail(said: str, site: Site, run: FlowRun, job_id: int) -> str:
+def _with_tail(said: str, log: Path) -> str:
     """The end of the job's log below what is said, if it has one."""
-    here = Path.cwd()
-    log = _log(log_of(site, here, run), job_id)
     text = tail(log)
     return f"{said}\n\nThe end of {log}:\n{text}" if text else said
-
-
-def _log(log: Path, job_id: int) -> Path:
-    return log.with_name(log.name.replace("%j", str(job_id)))
 
 
 def _lasting_name() -> tuple[Any, str]:

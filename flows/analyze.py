@@ -21,14 +21,14 @@ def check(options: AnalyzeOptions) -> None:
     if _from_crops(options):
         convert.check(_of_conversion(options))
     else:
-        read_datalist(datalist_of(options.datalist))
+        read_datalist(datalist_of(options.datalist, options.output_dir))
     ensure_folder(options.work_dir, "work_dir")
 
 
 def run(options: AnalyzeOptions) -> AnalyzeResult:
     """Analyse every case of the datalist, or of the datasplit's crops, converted first."""
     if not _from_crops(options):
-        return _analyze(datalist_of(options.datalist), options)
+        return _analyze(datalist_of(options.datalist, options.output_dir), options)
     converted = convert.run(_of_conversion(options))
     analyzed = _analyze(converted.datalist, options)
     both = converted.and_then(analyzed)

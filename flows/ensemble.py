@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 
 from cellmap_core.models import BundleRef, EnsembleResult
 from cellmap_core.options import EnsembleOptions
-from cellmap_core.work import bundles_of, working_datalist_of
+from cellmap_core.work import bundles_of, saved_mark, working_datalist_of
 from flows.house import auto3dseg, shell
 from tasks.crew import crew
 from tasks.ensemble import ensemble_models
@@ -24,7 +25,11 @@ def run(options: EnsembleOptions) -> EnsembleResult:
     bundles = check(options)
     with crew("ensemble", 1, work_dir=options.work_dir) as workers:
         state = workers.run(
-            ensemble_models, datalist=datalist, work_dir=options.work_dir, bundles=bundles
+            ensemble_models,
+            saved=partial(saved_mark, options.work_dir),
+            datalist=datalist,
+            work_dir=options.work_dir,
+            bundles=bundles,
         )
     return result_of(state)
 

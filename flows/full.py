@@ -49,7 +49,7 @@ def check(options: FullOptions) -> None:
         return
     check_choice(options)
     if options.datalist is not None:
-        check_fold_count(datalist_of(options.datalist), options.num_fold)
+        check_fold_count(datalist_of(options.datalist, options.output_dir), options.num_fold)
     elif options.datasplit is not None:
         check_crop_count(_for("convert", options))
     else:
@@ -75,7 +75,7 @@ def _all(options: FullOptions) -> StageResult:
         stages.remove("convert")
     results: list[StageResult] = []
     for stage in stages:
-        if stage == "ensemble" and not read_datalist(datalist_of(options.datalist)).testing:
+        if stage == "ensemble" and not _testing(options):
             get_run_logger().warning("no testing case in the datalist: nothing to predict")
             break
         try:
@@ -88,6 +88,11 @@ def _all(options: FullOptions) -> StageResult:
         if isinstance(results[-1], ConvertResult):
             options = options.model_copy(update={"datalist": results[-1].datalist})
     return StageResult().and_then(*results)
+
+
+def _testing(options: FullOptions) -> bool:
+    """Return whether there is any case to predict."""
+    return bool(read_datalist(datalist_of(options.datalist, options.output_dir)).testing)
 
 
 def _for(stage: str, options: FullOptions) -> Any:

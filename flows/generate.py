@@ -17,13 +17,14 @@ from tasks.house import result_of
 def check(options: GenerateOptions) -> None:
     """Refuse unknown algorithms and overrides, too few crops, a work folder not analysed."""
     check_choice(options)
-    check_fold_count(datalist_of(options.datalist), options.num_fold)
+    check_fold_count(datalist_of(options.datalist, options.output_dir), options.num_fold)
     datastats_of(options.work_dir)
 
 
 def run(options: GenerateOptions) -> GenerateResult:
     """Generate the bundles that are missing or made from other inputs."""
-    datalist, datastats = datalist_of(options.datalist), datastats_of(options.work_dir)
+    datalist = datalist_of(options.datalist, options.output_dir)
+    datastats = datastats_of(options.work_dir)
     state = generate_bundles(datalist, datastats, options.work_dir, options, return_state=True)
     return result_of(state)
 

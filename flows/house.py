@@ -19,7 +19,7 @@ os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "cellmap_core")
 os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 
-from prefect import Flow, State
+from prefect import Flow, State, get_client
 from prefect import flow as prefect_flow
 from prefect.context import FlowRunContext
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
@@ -28,9 +28,13 @@ from pydantic import Field
 
 from cellmap_core import command_line
 from cellmap_core.api_server import Api
+from cellmap_core.cluster.here import place
+from cellmap_core.cluster.profiles import site_of
+from cellmap_core.cluster.starts import Start, job_run, note_start
 from cellmap_core.errors import CellmapError, IncompleteError, PlanError
-from cellmap_core.models import Frozen, StageResult
+from cellmap_core.models import HANDED_ON, Frozen, StageResult
 from cellmap_core.paths import Place, expand_path
+from cellmap_core.work import saved_mark
 from flows.server import configured_server, temporary_server
 from flows.terminal import bars
 from tasks.fanout import task_runner
@@ -58,6 +62,7 @@ def auto3dseg(
             try:
                 options = _options(model, parameters)
                 check(options)
+                _note_start(options)
                 return _end_state(run(options))
             except CellmapError as error:
                 return Failed(message=str(error), data=error)
@@ -138,6 +143,33 @@ def _explicit(model: type[Frozen], parameters: dict[str, Any]) -> dict[str, Any]
         return {name: value for name, value in parameters.items() if name in given}
     defaults = model()
     return {n: v for n, v in parameters.items() if v != getattr(defaults, n)}
+
+
+def _note_start(options: Frozen) -> None:
+    """Note in a job's folders that the run starts in it; refuse a run that does not get on.
+
+    Raises
+    ------
+    NoProgressError
+        Jobs in a row reached their wall time without the run having saved anything.
+    """
+    here, context = place(), FlowRunContext.get()
+    if here is None or context is None or context.flow_run is None:
+        return
+    flow_run = context.flow_run
+    if flow_run.deployment_id:
+        name = str(flow_run.id)
+        with get_client(sync_client=True) as client:
+            states = client.read_flow_run_states(flow_run.id)
+        scheduled = [state.name for state in states if state.is_scheduled()]
+        handed_on = scheduled[-1:] == [HANDED_ON]
+    else:
+        name, handed_on = job_run(here), os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+    names = ("work_dir", "output_dir")
+    folders = [folder for n in names if (folder := getattr(options, n, None)) is not None]
+    mark = saved_mark(*folders)
+    start = Start(run=name, job_id=here.job_id, handed_on=handed_on, mark=mark)
+    note_start(folders[0], start, site_of())
 
 
 def _end_state(result: StageResult) -> State[Any]:

@@ -27,7 +27,7 @@ def check(options: PlanOptions) -> None:
     check_choice(options)
     site_of()
     if options.datalist is not None:
-        check_fold_count(datalist_of(options.datalist), options.num_fold)
+        check_fold_count(datalist_of(options.datalist, options.output_dir), options.num_fold)
     elif options.datasplit is not None:
         names = ConvertOptions.model_fields
         check_crop_count(ConvertOptions(**{n: getattr(options, n) for n in names}))

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter, deque
+from collections import deque
+from functools import partial
 from typing import Any
 
 from prefect import get_run_logger
 from prefect.futures import PrefectFuture
 
+from cellmap_core.cluster.attempts import Attempts, Loss
 from cellmap_core.cluster.profiles import site_of
+from cellmap_core.cluster.states import End
 from cellmap_core.errors import is_lost
 from cellmap_core.models import BundleRef, Failure, StageResult, TrainPause, TrainResult
 from cellmap_core.options import TrainOptions
-from cellmap_core.training.launch import last_place, progress_mark, read_result
+from cellmap_core.training.launch import progress_mark, read_result
 from cellmap_core.work import bundles_of
 from flows.house import auto3dseg, shell
 from flows.plan import planned, refuse_too_big
@@ -21,9 +24,6 @@ from tasks.crew import Crew, crew
 from tasks.house import result_of
 from tasks.leaderboard import publish_leaderboard
 from tasks.train import train_fold
-
-# On one machine; a site profile says it for its jobs.
-_FRUITLESS = 3
 
 
 def check(options: TrainOptions) -> None:
@@ -79,71 +79,47 @@ def _train_in(workers: Crew, waiting: deque[BundleRef]) -> dict[str, TrainResult
     """Train in the slots of a crew until nothing is left."""
     running: dict[PrefectFuture[Any], BundleRef] = {}
     outcomes: dict[str, TrainResult | Failure] = {}
-    patience = Patience()
+    attempts: dict[str, Attempts] = {}
+    site, warn = site_of(), get_run_logger().warning
     while waiting or running:
         while waiting and len(running) < workers.slots:
             bundle = waiting.popleft()
+            if bundle.name not in attempts:
+                attempts[bundle.name] = Attempts("train", site, partial(progress_mark, bundle))
             running[workers.submit(train_fold, bundle=bundle)] = bundle
         ended = workers.next_ended(running, len(waiting) + len(running))
         bundle = running.pop(ended)
         outcome = _outcome(workers, bundle, ended)
-        if isinstance(outcome, TrainPause):
-            if outcome.job_id is not None:
-                workers.dismiss(outcome.job_id)
-            if patience.is_left(bundle, outcome.why):
+        if isinstance(outcome, Loss):
+            own = attempts[bundle.name]
+            if (why := own.refusal(outcome)) is None:
+                said = "%s: %s; it goes on from its checkpoint (for the %d. time)"
+                warn(said, bundle.name, outcome.said, own.times)
                 waiting.append(bundle)
                 continue
-            outcome = patience.over(bundle, outcome.why)
+            outcome = Failure(item=bundle.name, reason=why)
         outcomes[bundle.name] = outcome
     return outcomes
 
 
 def _outcome(
     workers: Crew, bundle: BundleRef, future: PrefectFuture[Any]
-) -> TrainResult | TrainPause | Failure:
-    """What came of a training; one that was lost with its worker may go on."""
+) -> TrainResult | Loss | Failure:
+    """Return what came of a training; one that was lost with its job may go on."""
     try:
         outcome = future.result(raise_on_failure=False)
     except Exception as error:  # noqa: BLE001 - whatever was lost on the way is this one's alone
         if not is_lost(error):
             return Failure(item=bundle.name, reason=str(error))
-        where = last_place(bundle)
-        return TrainPause(bundle=bundle, why=workers.lost(future, where.job_id if where else None))
-    if isinstance(outcome, TrainResult | TrainPause):
+        return workers.lost(future, error)
+    if isinstance(outcome, TrainPause):
+        if outcome.job_id is not None:
+            workers.dismiss(outcome.job_id)
+        end = End.WALL_TIME if outcome.at_wall_time else End.CANCELLED
+        return Loss(end=end, said=outcome.why)
+    if isinstance(outcome, TrainResult):
         return outcome
     return Failure(item=bundle.name, reason=str(outcome))
-
-
-class Patience:
-    """How often a training may be begun anew: while it gets on, and a few times more."""
-
-    def __init__(self) -> None:
-        site = site_of()
-        self._most = site.fruitless_jobs if site else _FRUITLESS
-        self._marks: dict[str, int] = {}
-        self._fruitless: Counter[str] = Counter()
-        self._times: Counter[str] = Counter()
-
-    def is_left(self, bundle: BundleRef, why: str) -> bool:
-        """Whether to try once more, which is said in the run's log."""
-        mark, name = progress_mark(bundle), bundle.name
-        self._fruitless[name] = 0 if mark != self._marks.get(name, 0) else self._fruitless[name] + 1
-        self._marks[name] = mark
-        self._times[name] += 1
-        if self._fruitless[name] >= self._most:
-            return False
-        get_run_logger().warning(
-            "%s: %s; it goes on from its checkpoint (for the %d. time)",
-            name,
-            why,
-            self._times[name],
-        )
-        return True
-
-    def over(self, bundle: BundleRef, why: str) -> Failure:
-        """What is said of a training that does not get on."""
-        tried = f"{self._most} times in a row without having saved anything"
-        return Failure(item=bundle.name, reason=f"lost {tried}; at last: {why}")
 
 
 train = auto3dseg(TrainOptions, check)(run)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import socket
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -23,10 +23,12 @@ from prefect.settings import PREFECT_API_URL
 from prefect.states import Crashed, State
 from prefect_dask import DaskTaskRunner
 
+from cellmap_core.cluster.attempts import Attempts, Loss
 from cellmap_core.cluster.profiles import SITE_VARIABLE, Site, Stage, site_of
+from cellmap_core.cluster.states import End
 from cellmap_core.cluster.uses import JobUse, append_use
 from cellmap_core.errors import StageJobsError, is_lost
-from cellmap_core.machine import cores, gpus, peak_memory_bytes
+from cellmap_core.machine import cores, gpus, peak_memory_bytes, shares
 from cellmap_core.proxies import reach_directly
 
 # A stage whose jobs are refused is found out between two of these.
@@ -64,8 +66,12 @@ class Crew(Protocol):
     def submit(self, task: Task[..., Any], **parameters: Any) -> PrefectFuture[Any]:
         """Begin a task, in a slot that is free."""
 
-    def run(self, task: Task[..., Any], **parameters: Any) -> State[Any]:
-        """Run one task to its end; gives its state."""
+    def run(self, task: Task[..., Any], saved: Callable[[], int], **parameters: Any) -> State[Any]:
+        """Run one task to its end and return its state.
+
+        ``saved`` returns a value that changes whenever the task has saved something that a
+        second call would not do again.
+        """
 
     def next_ended(self, running: Collection[PrefectFuture[Any]], left: int) -> PrefectFuture[Any]:
         """Wait until one of the tasks has ended; ``left`` are to do in all, these included."""
@@ -73,23 +79,34 @@ class Crew(Protocol):
     def dismiss(self, job_id: int) -> None:
         """Give a job no more work that is about to end."""
 
-    def lost(self, future: PrefectFuture[Any], job_id: int | None) -> str:
-        """Mark a task as crashed that died with its worker; says what became of that one."""
+    def lost(self, future: PrefectFuture[Any], error: BaseException) -> Loss:
+        """Mark a task as crashed that died with its worker; return why the worker ended."""
 
 
 class LocalCrew:
-    """Shares this machine out: a slot has a GPU (or several), or some of the cores."""
+    """Shares this machine out: a slot has a GPU (or several), or some of the cores.
 
-    def __init__(self, most: int, gpus_each: int) -> None:
-        devices = _shares(gpus(), gpus_each)
+    GPUs that are too few for a whole share make one smaller share: what a training results in
+    does not depend on how many GPUs share its batches, and neither does the memory of each.
+    """
+
+    def __init__(self, most: int, gpus_each: int, tell: Callable[[str], None]) -> None:
+        devices = shares(gpus(), gpus_each)
         self.slots = max(1, min(most, len(devices) or cores()))
         self._threads = max(1, cores() // self.slots)
         self._free = [devices[n] if devices else () for n in range(self.slots)]
+        if self._free and 0 < (few := len(self._free[-1])) < gpus_each:
+            tell(
+                f"{len(gpus())} GPUs are there and {gpus_each} are asked for each training: one "
+                f"training at a time runs on {few} ({', '.join(self._free[-1])}), with the same "
+                "result in more time"
+            )
         self._taken: dict[PrefectFuture[Any], tuple[str, ...]] = {}
 
     def submit(self, task: Task[..., Any], **parameters: Any) -> PrefectFuture[Any]:
-        """Begin a task with the threads and GPUs of a free slot."""
-        mine = self._free.pop()
+        """Begin a task with the threads and GPUs of a free slot, the largest there is."""
+        mine = max(self._free, key=len)
+        self._free.remove(mine)
         future = task.submit(**parameters, threads=self._threads, gpus=mine)
         self._taken[future] = mine
         return future
@@ -100,17 +117,18 @@ class LocalCrew:
         self._free.append(self._taken.pop(ended))
         return ended
 
-    def run(self, task: Task[..., Any], **parameters: Any) -> State[Any]:
+    def run(self, task: Task[..., Any], saved: Callable[[], int], **parameters: Any) -> State[Any]:
         """Run one task in this process, which has all of the machine."""
         return task(**parameters, return_state=True)
 
     def dismiss(self, job_id: int) -> None:
         """Nothing ends here before its work does."""
 
-    def lost(self, future: PrefectFuture[Any], job_id: int | None) -> str:
-        """A process of this machine that died, of want of memory for the most part."""
-        _mark_crashed(future, said := "its worker process died")
-        return said
+    def lost(self, future: PrefectFuture[Any], error: BaseException) -> Loss:
+        """Mark the task as crashed; why a process of this machine died, nobody tells."""
+        loss = Loss(end=End.UNKNOWN, said="its worker process died")
+        _mark_crashed(future, loss.said)
+        return loss
 
 
 class SiteCrew:
@@ -123,7 +141,7 @@ class SiteCrew:
         run = _flow_run()
         self._log = get_run_logger().info
         _warn_of_loopback()
-        self._site, self._resources = site, site.of(stage)
+        self.site, self.stage, self._resources = site, stage, site.of(stage)
         self.slots = min(most or self._resources.jobs, self._resources.jobs)
         self._cluster = StageCluster(site, stage, str(run.id), run.name, self._log)
         self._runner = DaskTaskRunner(cluster=self._cluster)
@@ -154,9 +172,16 @@ class SiteCrew:
             except TimeoutError:
                 self._cluster.check()
 
-    def run(self, task: Task[..., Any], **parameters: Any) -> State[Any]:
-        """Run one task in a job, and in another one where that was lost."""
-        for time in range(1, self._site.restarts + 2):
+    def run(self, task: Task[..., Any], saved: Callable[[], int], **parameters: Any) -> State[Any]:
+        """Run one task in a job, and in another one where that was lost; see `Attempts`.
+
+        Raises
+        ------
+        StageJobsError
+            The cause makes another job useless, or jobs in a row saved nothing.
+        """
+        attempts = Attempts(self.stage, self.site, saved)
+        while True:
             future = self._runner.submit(task, parameters=parameters)
             self.next_ended([future], 1)
             try:
@@ -164,21 +189,38 @@ class SiteCrew:
             except Exception as error:
                 if not is_lost(error):
                     raise
-                said = self.lost(future, None)
-                self._log("%s: %s; it begins again (for the %d. time)", task.name, said, time)
+                loss = self.lost(future, error)
             else:
                 return future.state
-        raise StageJobsError(f"{task.name} was lost {time} times", "", "give its jobs more hours")
+            if (why := attempts.refusal(loss)) is not None:
+                raise StageJobsError(f"{task.name}: {why}")
+            self._log(
+                "%s: %s; it goes on in another job (for the %d. time)",
+                task.name,
+                loss.said,
+                attempts.times,
+            )
 
     def dismiss(self, job_id: int) -> None:
         """Let a job go whose wall time is nearly over; another takes its place."""
         self._cluster.dismiss(job_id)
 
-    def lost(self, future: PrefectFuture[Any], job_id: int | None) -> str:
-        """A job that the cluster took away, or that broke."""
-        said = self._cluster.how_ended(job_id) if job_id else "its job was lost"
-        _mark_crashed(future, said)
-        return said
+    def lost(self, future: PrefectFuture[Any], error: BaseException) -> Loss:
+        """Mark the task as crashed; why its job ended, the cluster tells."""
+        loss = self.loss_of(error)
+        _mark_crashed(future, loss.said)
+        return loss
+
+    def loss_of(self, error: BaseException) -> Loss:
+        """Return why the worker ended that an error of lost work names."""
+        worker = getattr(error, "last_worker", None)  # KilledWorker alone names it.
+        if worker is None:
+            return Loss(end=End.UNKNOWN, said="its job was lost")
+        return self._cluster.loss_of(worker.name)
+
+    def hand_overs(self) -> Mapping[str, int]:
+        """Return how many jobs each unfinished item has outlasted, by its key at Dask."""
+        return self._cluster.hand_overs
 
     @property
     def client(self) -> Client:
@@ -225,7 +267,7 @@ def crew(
     """
     site = site_of()
     if site is None:
-        yield LocalCrew(most or cores(), gpus_each)
+        yield LocalCrew(most or cores(), gpus_each, get_run_logger().info)
         return
     try:
         with SiteCrew(site, stage, most) as jobs:
@@ -274,10 +316,3 @@ def _mark_crashed(future: PrefectFuture[Any], said: str) -> None:
     """Prefect's retries do not see a lost worker, and leave its task running for ever."""
     with get_client(sync_client=True) as client:
         client.set_task_run_state(future.task_run_id, Crashed(message=said), force=True)
-
-
-def _shares(devices: tuple[str, ...], each: int) -> list[tuple[str, ...]]:
-    """The devices by slot; what is left over, and too few, make one smaller share."""
-    whole = len(devices) // each * each
-    shares = [devices[i : i + each] for i in range(0, whole, each)]
-    return shares or ([devices] if devices else [])

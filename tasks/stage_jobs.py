@@ -27,11 +27,12 @@ from distributed.deploy.spec import ProcessInterface
 from distributed.security import Security
 
 from cellmap_core.classes import suggest
+from cellmap_core.cluster.attempts import Loss
 from cellmap_core.cluster.here import KEEPER, LOG_VARIABLE, SCRATCH_VARIABLE
 from cellmap_core.cluster.jobs import JobSpec, Resources, comment_of, run_of
 from cellmap_core.cluster.profiles import Site, Stage
-from cellmap_core.cluster.slurm import JobRecord, Slurm, tail
-from cellmap_core.cluster.states import Phase
+from cellmap_core.cluster.slurm import JobRecord, Slurm, cause_of, log_of_job, tail
+from cellmap_core.cluster.states import End, Phase
 from cellmap_core.cluster.uses import JobUse
 from cellmap_core.errors import (
     CellmapError,
@@ -40,12 +41,15 @@ from cellmap_core.errors import (
     StageJobsError,
     SubmissionRefused,
 )
+from tasks.hand_overs import HandOvers
 
 # A job that was just submitted may be missing from the queue for a moment.
 _UNSEEN_SECONDS = 30.0
 # A worker gives up when it does not reach the run's own job for this long.
 _DEATH_SECONDS = 120
 _LOOK_SECONDS = 5.0
+# In which the end of a job is known to the cluster, as a rule.
+_LOSS_LOOKS = 10
 # A worker needs some of them to say its last words.
 _LET_GO_SECONDS = 30.0
 # Of a twentieth of a second each; the scheduler learns in the next one as a rule.
@@ -90,8 +94,7 @@ class StageJob(SLURMJob):
     @property
     def log(self) -> Path:
         """Where its output goes."""
-        log = self._spec.log
-        return log.with_name(log.name.replace("%j", str(self.job_id)))
+        return log_of_job(self._spec.log, self.job_id)
 
 
 class StageCluster(SLURMCluster):
@@ -115,11 +118,11 @@ class StageCluster(SLURMCluster):
         self, site: Site, stage: Stage, run_id: str, run_name: str, tell: Callable[[str], None]
     ) -> None:
         self.resources = site.of(stage)
-        self.ended: list[JobRecord] = []
         self._slurm, self._tell, self._site = Slurm(), tell, site
         self._of = (run_id, stage)
         self._wanted, self._said = 0, dict[int, str]()
         self._unborn, self._born, self._leaving = 0, set[str](), set[str]()
+        self._losses: dict[str, Loss] = {}
         self._peaks: dict[str, dict[Any, int]] = defaultdict(dict)
         self._uses: list[JobUse] = []
         self._failure: StageJobsError | None = None
@@ -139,6 +142,9 @@ class StageCluster(SLURMCluster):
             slurm=self._slurm,
             spec=spec,
         )
+        outlasted = HandOvers()
+        self.scheduler.add_plugin(outlasted)
+        self.hand_overs = outlasted.times
         self._stop = threading.Event()
         self._tending = threading.Thread(target=self._keep_tending, daemon=True)
         self._tending.start()
@@ -198,14 +204,18 @@ class StageCluster(SLURMCluster):
                     await asyncio.sleep(0.05)
             await self.scheduler.remove_worker(address, stimulus_id="its job ends", close=True)
 
-    def how_ended(self, job_id: int) -> str:
-        """What became of a job, as the cluster tells it."""
-        for _ in range(10):
-            if any(record.job_id == job_id for record in self.ended):
-                break
+    def loss_of(self, worker: Any) -> Loss:
+        """Return why a worker ended, by its name: with its job as a rule, else alone."""
+        name = _job_name(worker)
+        for look in range(_LOSS_LOOKS):
+            if name in self._losses:
+                return self._losses[name]
+            # Where one of a job's processes died, the others still work.
+            others = [w for w in self.scheduler.workers.values() if _job_name(w.name) == name]
+            if look > 1 and others:
+                return Loss(end=End.FAILED, said="its worker process died; out of memory?")
             self._stop.wait(_look_seconds())
-        record = next((r for r in self.ended if r.job_id == job_id), None)
-        return str(record) if record else f"job {job_id} was lost"
+        return Loss(end=End.UNKNOWN, said="its job was lost")
 
     def uses(self) -> list[JobUse]:
         """What the jobs that have ended took."""
@@ -264,19 +274,22 @@ class StageCluster(SLURMCluster):
         self.workers.pop(name, None)
         self.worker_spec.pop(name, None)
         self._leaving.discard(name)
+        cause = await asyncio.to_thread(cause_of, record, job.log)
+        said = str(record) if record else f"job {job.job_id} is gone"
+        if cause is End.OUT_OF_MEMORY and "MEMORY" not in said:
+            said += ", out of memory"
+        self._losses[name] = Loss(end=cause, said=said)
         if record is not None:
-            self.ended.append(record)
             peak = sum(self._peaks.pop(name, {}).values())
-            self._uses.append(_use(record, self._of[1], self.resources, peak or None))
-            self._tell(str(record))
+            self._uses.append(_use(record, cause, self._of[1], self.resources, peak or None))
+            self._tell(said)
         self._unborn = 0 if name in self._seen() else self._unborn + (job.job_id is not None)
         if job.refused is not None:
             self._failure = StageJobsError(f"no job for {self._of[1]}: {job.refused}")
         elif self._unborn >= self._site.fruitless_jobs:
-            how = str(record) if record else f"job {job.job_id} is gone"
             self._failure = StageJobsError(
                 f"{self._unborn} jobs of {self._of[1]} in a row ended before they began to work; "
-                f"the last: {how}; {job.log} ends with: {tail(job.log)[-800:] or 'nothing'}",
+                f"the last: {said}; {job.log} ends with: {tail(job.log)[-800:] or 'nothing'}",
                 "",
                 "see the profile's setup and environment",
             )
@@ -330,7 +343,7 @@ def _spec(
     if site.network_interface:
         command.append(f"--interface={site.network_interface}")
     if workers > 1:
-        # It finishes its item and leaves in time; the next job takes up the rest.
+        # It leaves in time; its unfinished item begins again in the next job.
         command.append(f"--lifetime={asked.minutes * 60 - site.warn_seconds}s")
     threads = str(max(1, asked.cores // workers))
     environment = {
@@ -393,7 +406,7 @@ def _job_name(worker: Any) -> str:
     return "-".join(str(worker).split("-")[:3])
 
 
-def _use(record: JobRecord, stage: Stage, asked: Resources, peak: int | None) -> JobUse:
+def _use(record: JobRecord, cause: End, stage: Stage, asked: Resources, peak: int | None) -> JobUse:
     return JobUse(
         stage=stage,
         job_id=record.job_id,
@@ -404,7 +417,7 @@ def _use(record: JobRecord, stage: Stage, asked: Resources, peak: int | None) ->
         gpus=asked.gpus,
         ended=record.ended.astimezone() if record.ended else None,
         peak_host_bytes=peak,
-        end=str(record.end),
+        end=str(cause),
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from prefect import get_run_logger
 
-from cellmap_core.cluster.here import ending, place
+from cellmap_core.cluster.here import AT_WALL_TIME, ending, place
 from cellmap_core.errors import TrainingInterrupted
 from cellmap_core.machine import cores
 from cellmap_core.machine import gpus as gpus_there
@@ -44,7 +44,12 @@ def train_fold(
     except TrainingInterrupted:
         if here is None or not (why := ending()):
             raise
-        return TrainPause(bundle=bundle, why=f"{here} {why}", job_id=here.job_id)
+        return TrainPause(
+            bundle=bundle,
+            why=f"{here} {why}",
+            job_id=here.job_id,
+            at_wall_time=why == AT_WALL_TIME,
+        )
     progress.show(1.0, "done")
     page.show(lambda: fold_markdown(result, read_epochs(bundle)) + _where(bundle), last=True)
     return result

@@ -3,7 +3,7 @@
 import pytest
 
 from cellmap_core import machine as machine_module
-from cellmap_core.machine import cores, gpu_memory_bytes, memory_bytes
+from cellmap_core.machine import cores, gpu_memory_bytes, memory_bytes, oom_kills
 from cellmap_core.training.facts import Memory, memory_there
 
 
@@ -158,3 +158,18 @@ def test_a_memory_that_nobody_tells_is_a_guess_that_is_said(driver, torch_sees, 
     caplog.clear()
     assert memory_there(48).size_bytes == 48 << 30
     assert caplog.text == ""
+
+
+def test_processes_killed_for_want_of_memory_are_counted(machine):
+    proc, cgroups = machine
+    assert oom_kills(*machine) == 0
+    (cgroups / "slurm" / "memory.events").write_text("oom 9\noom_kill 9\n")
+    job = cgroups / "slurm" / "job_1" / "memory.events"
+    job.write_text("low 0\nmax 40\noom 3\noom_kill 2\noom_group_kill 0\n")
+    # Those of this cgroup alone: other jobs may die beside it.
+    assert oom_kills(*machine) == 2
+    (proc / "self" / "cgroup").write_text("5:memory:/slurm/job_1\n")
+    (cgroups / "memory" / "slurm" / "job_1").mkdir(parents=True)
+    control = cgroups / "memory" / "slurm" / "job_1" / "memory.oom_control"
+    control.write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 4\n")
+    assert oom_kills(*machine) == 4

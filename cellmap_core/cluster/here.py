@@ -16,6 +16,9 @@ LOG_VARIABLE = "AUTO3DSEG_JOB_LOG"
 #: Where the job's script makes a folder for temporary files (default: the node's own).
 SCRATCH_VARIABLE = "AUTO3DSEG_SCRATCH"
 
+#: What `ending` returns in a job whose wall time is nearly over.
+AT_WALL_TIME = "is at the end of its wall time"
+
 #: Runs a command (``"$@"``) as a child, so that the signal before the end of the wall time
 #: reaches the script alone and becomes a file that the work looks for; the signal itself would
 #: end it. Any other end is the command's own. ``wait`` returns for each signal.
@@ -23,7 +26,7 @@ KEEPER = f"""\
 TMPDIR=$(mktemp -d -p "${{{SCRATCH_VARIABLE}:-${{SLURM_TMPDIR:-/tmp}}}}" auto3dseg.XXXXXX) || exit 1
 export TMPDIR {ENDING_VARIABLE}="$TMPDIR/ending"
 trap 'rm -rf "$TMPDIR"' EXIT
-trap 'echo "is at the end of its wall time" > "${ENDING_VARIABLE}"' USR1
+trap 'echo "{AT_WALL_TIME}" > "${ENDING_VARIABLE}"' USR1
 "$@" &
 child=$!
 trap 'echo "was told to end" > "${ENDING_VARIABLE}"; kill -TERM "$child" 2>/dev/null' TERM

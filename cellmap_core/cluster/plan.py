@@ -334,7 +334,13 @@ class _Planner:
 
     def _asked(self, stage: Stage, trainings: int = 1, gpus_each: int = 1) -> Resources:
         """What a job of a stage asks for: of the profile, or its part of this machine."""
-        return self.site.of(stage) if self.site else _of_machine(stage, trainings, gpus_each)
+        if self.site is not None:
+            return self.site.of(stage)
+        asked = _of_machine(stage, trainings, gpus_each)
+        few = len(machine.gpus()) % gpus_each
+        if stage == "train" and few and asked.jobs * gpus_each > len(machine.gpus()):
+            self._doubt(f"one training at a time has {few} GPUs, not {gpus_each}: it takes longer")
+        return asked
 
     def _memory(self, asked: Resources) -> Memory:
         """The memory that a training's job has."""
@@ -705,7 +711,7 @@ def _of_machine(stage: Stage, trainings: int, gpus_each: int) -> Resources:
     """What a stage has of this machine: all of it, or a training its slot's part."""
     cores, memory_gb, devices = machine.cores(), machine.memory_bytes() / _GB, len(machine.gpus())
     if stage == "train":
-        slots = max(1, min(trainings, devices // gpus_each if devices else cores))
+        slots = max(1, min(trainings, math.ceil(devices / gpus_each) if devices else cores))
         return Resources(
             jobs=slots,
             cores=max(1, cores // slots),

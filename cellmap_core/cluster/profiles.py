@@ -84,12 +84,13 @@ class Site(Frozen):
         "another; SLURM may be a minute off",
     )
     fruitless_jobs: int = Field(
-        3, ge=1, description="a training fails after so many jobs in a row without any progress"
+        3, ge=1, description="work fails after so many jobs in a row without any progress"
     )
     restarts: int = Field(
         20,
         ge=0,
-        description="how often the run's own job is started again after the cluster lost it",
+        description="how often a run's own job, and in a row without progress any other, is begun "
+        "again after the cluster took it away; wall times do not count",
     )
     stages: Stages = Field(Stages(), description="what the jobs of each stage ask for")
 

@@ -29,6 +29,12 @@ _UNAVAILABLE = re.compile(
     re.IGNORECASE,
 )
 _GONE = re.compile(r"invalid job id", re.IGNORECASE)
+# What SLURM writes into a job's log when it ends the job for its memory; where no cgroups are in
+# use, the job's state does not tell.
+_MEMORY = re.compile(
+    r"^slurm(?:step)?d\S*: error: .*(?:oom[-_ ]kill|out[-_ ]of[-_ ]memory|memory limit)",
+    re.IGNORECASE | re.MULTILINE,
+)
 # Its log's end tells a person why a job ended; more of it is in the file.
 _TAIL_BYTES = 3000
 
@@ -247,6 +253,26 @@ class Slurm:
         if _UNAVAILABLE.search(said):
             raise SchedulerUnavailable(f"{command[0]}: {said}")
         raise SubmissionRefused(f"{command[0]}: {said}")
+
+
+def cause_of(record: JobRecord | None, log: Path) -> End:
+    """Return why a job ended, by its record and, where that is vague, by its log.
+
+    Parameters
+    ----------
+    record : JobRecord or None
+        The job's last record; None where the cluster has none.
+    log : Path
+        The job's own log.
+    """
+    end = (record.end if record else None) or End.UNKNOWN
+    vague = end in (End.FAILED, End.CANCELLED, End.UNKNOWN)
+    return End.OUT_OF_MEMORY if vague and _MEMORY.search(tail(log)) else end
+
+
+def log_of_job(log: Path, job_id: int) -> Path:
+    """Return the log of a job, whose id stands for the ``%j`` in a `JobSpec`'s ``log``."""
+    return log.with_name(log.name.replace("%j", str(job_id)))
 
 
 def tail(log: Path) -> str:

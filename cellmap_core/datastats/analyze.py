@@ -15,7 +15,7 @@ from cellmap_core.datastats.outliers import Outlier, find_outliers
 from cellmap_core.datastats.page import Picture, analysis_markdown
 from cellmap_core.datastats.reduce import summarize
 from cellmap_core.datastats.reports import write_report
-from cellmap_core.errors import CellmapError, DatalistError, StatisticsError
+from cellmap_core.errors import CellmapError, DatalistError, StatisticsError, lost_reason
 from cellmap_core.label_table import LabelTable
 from cellmap_core.leakage import leakage_notes, shared_voxels
 from cellmap_core.machine import keep_memory
@@ -74,8 +74,7 @@ class _Outcome(Frozen):
     @classmethod
     def lost(cls, job: _Job, error: Exception) -> _Outcome:
         """A case whose worker died with it."""
-        reason = f"its worker was killed ({type(error).__name__}); out of memory?"
-        return cls(name=job.entry.name, reason=reason)
+        return cls(name=job.entry.name, reason=lost_reason(error))
 
 
 def analyze(

@@ -23,11 +23,10 @@ from cellmap_core.provenance import (
     write_receipt,
 )
 from cellmap_core.training.volumes import CACHE_NAME, open_case
+from cellmap_core.work import OUTPUT_NAME, RECEIPTS_NAME
 
 logger = logging.getLogger(__name__)
 
-OUTPUT_NAME = "ensemble_output"
-_RECEIPTS_NAME = ".receipts"
 _RESULT_NAME = "ensemble.json"
 # Part of every key: raise it when what is written changes, so that old predictions do not stay.
 _VERSION = 2
@@ -64,7 +63,7 @@ def ensemble(datalist: Path, work_dir: Path, bundles: Sequence[BundleRef]) -> En
     classes = _known_classes(cases, members)
     job = _Job(cases, work_dir.resolve(), members, classes, Networks())
     output = job.work_dir / OUTPUT_NAME
-    for folder in (output, output / _RECEIPTS_NAME, job.work_dir / CACHE_NAME):
+    for folder in (output, output / RECEIPTS_NAME, job.work_dir / CACHE_NAME):
         sweep(folder)
     done, predictions = 0, []
     for entry in cases.testing:
@@ -123,7 +122,7 @@ def _known_classes(cases: Datalist, members: Sequence[Member]) -> tuple[str, ...
 def _predict_once(job: _Job, entry: Entry) -> tuple[CasePrediction, bool]:
     """Predict a case, or find it predicted with the same models from the same voxels."""
     folder = job.work_dir / OUTPUT_NAME
-    receipt_path = folder / _RECEIPTS_NAME / f"{entry.stem}.json"
+    receipt_path = folder / RECEIPTS_NAME / f"{entry.stem}.json"
     named = [entry.image, entry.label] if entry.label else [entry.image]
     files = [file for name in named for file in files_of(job.cases.path(name))]
     for path in files:

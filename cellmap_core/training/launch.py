@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from cellmap_core.bundles.names import is_ours
+from cellmap_core.cluster.attempts import memory_remedy
 from cellmap_core.cluster.here import Place
+from cellmap_core.cluster.profiles import site_of
 from cellmap_core.errors import BundleError, TrainingError, TrainingInterrupted
 from cellmap_core.lines import append_line, read_lines
+from cellmap_core.machine import oom_kills
 from cellmap_core.models import BundleRef, TrainResult
 from cellmap_core.training.config_files import CONFIG_NAME, MODEL_FOLDER
 from cellmap_core.training.history import read_records
@@ -188,13 +191,14 @@ def run_training(
         The training failed; the message is its own, or the end of its log.
     """
     last: deque[str] = deque(maxlen=_KEPT_LINES)
+    killed = oom_kills()
     with _process(arguments, environment) as process:
         assert process.stdout is not None
         for line in process.stdout:
             last.append(line.rstrip("\n"))
             on_line(last[-1])
         code = process.wait()
-    _check_end(bundle, code, list(last))
+    _check_end(bundle, code, list(last), out_of_memory=oom_kills() > killed)
 
 
 @contextmanager
@@ -267,10 +271,22 @@ def _report(bundle: BundleRef, seen: int, on_epoch: Callable[[dict[str, Any]], N
     return max(seen, len(records))
 
 
-def _check_end(bundle: BundleRef, code: int, last: list[str]) -> None:
+def _check_end(bundle: BundleRef, code: int, last: list[str], out_of_memory: bool) -> None:
+    """Raise why a training ended early.
+
+    ``out_of_memory`` says that the kernel killed a process here meanwhile for want of memory.
+    """
     if code == 0:
         return
+    own = [line.removeprefix(ERROR_MARK) for line in last if line.startswith(ERROR_MARK)]
     asked = code == EXIT_GO_ON or any(line.startswith(GO_ON_MARK) for line in last)
+    # Torchrun hides the signal that ended one of its processes.
+    if out_of_memory and not (own or asked):
+        raise TrainingError(
+            f"training {bundle.name} ran out of host memory, and the kernel killed it",
+            "",
+            memory_remedy("train", site_of()),
+        )
     if code < 0 or asked:
         how = "on request" if asked else f"by signal {-code}"
         raise TrainingInterrupted(
@@ -278,7 +294,6 @@ def _check_end(bundle: BundleRef, code: int, last: list[str]) -> None:
             "to run to its end",
             "start it again, it goes on from its checkpoint",
         )
-    own = [line.removeprefix(ERROR_MARK) for line in last if line.startswith(ERROR_MARK)]
     # Processes of one training may each say their part of it.
     log = "; ".join(dict.fromkeys(own)) if own else "\n".join(["its log ends with:", *last])
     raise TrainingError(f"training {bundle.name} failed (exit code {code}): {log}")

@@ -5,7 +5,8 @@
 #   AUTO3DSEG_SETUP      shell lines that give the job its Python, such as 'module load cuda;
 #                        conda activate auto3dseg' (default: the project's .venv)
 #   AUTO3DSEG_SCRATCH    node-local folder for temporary files (default: TMPDIR, or else /tmp)
-#   AUTO3DSEG_RESTARTS   how often the job starts again by itself (default: 20)
+#   AUTO3DSEG_RESTARTS   how often the job starts again by itself (default: as long as it gets on;
+#                        three starts in a row that saved nothing end it)
 #   PREFECT_API_URL      a Prefect server that the node can reach (default: one inside the job)
 #
 # shellcheck shell=bash
@@ -25,7 +26,8 @@ prepare() {
     fi
     scratch=$(mktemp -d "${AUTO3DSEG_SCRATCH:-${TMPDIR:-/tmp}}/auto3dseg-$SLURM_JOB_ID.XXXXXX") || exit 1
     trap clean_up EXIT
-    export TMPDIR=$scratch
+    # The flow makes this file once it has noted its start (cellmap_core/cluster/starts.py).
+    export TMPDIR=$scratch AUTO3DSEG_BEGUN=$scratch/begun
     # This job is the whole run: it starts no others, which its own server would not answer.
     unset AUTO3DSEG_SITE
     # SQLite, which the job's own server uses, wants a local disk.
@@ -50,9 +52,13 @@ follow() {
 
 # Start this job anew, as long as that may still help.
 go_on() {
-    local done=${SLURM_RESTART_COUNT:-0} most=${AUTO3DSEG_RESTARTS:-20}
-    if [ "$done" -lt "$most" ]; then
-        echo "The wall time is nearly over: job $SLURM_JOB_ID starts again (restart $((done + 1)) of $most)."
+    local done=${SLURM_RESTART_COUNT:-0} most=${AUTO3DSEG_RESTARTS:-}
+    if [ ! -e "$AUTO3DSEG_BEGUN" ]; then
+        echo "The wall time is over before the flow has begun: submit the job again, with more of it (sbatch --time=...)."
+        return
+    fi
+    if [ -z "$most" ] || [ "$done" -lt "$most" ]; then
+        echo "The wall time is nearly over: job $SLURM_JOB_ID starts again (restart $((done + 1))${most:+ of $most})."
         clean_up # SLURM kills this script before it has ended.
         scontrol requeue "$SLURM_JOB_ID" && return
     fi

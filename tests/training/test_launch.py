@@ -151,6 +151,46 @@ def test_crash_shows_the_end_of_the_log(tmp_path):
         train_bundle(bundle, nothing, nothing)
 
 
+@pytest.fixture
+def small_cgroup():
+    """A memory cgroup of 300 MB, by its file that takes processes in."""
+    tree = Path("/sys/fs/cgroup/memory")
+    group = tree / f"auto3dseg-tests-{os.getpid()}"
+    try:
+        group.mkdir()
+        (group / "memory.limit_in_bytes").write_text(str(300 << 20))
+    except OSError as error:
+        pytest.skip(f"no memory cgroup (version 1) can be made here: {error}")
+    yield group / "cgroup.procs"
+    group.rmdir()
+
+
+def test_a_training_that_the_kernel_kills_for_its_memory_is_not_tried_again(tmp_path, small_cgroup):
+    bundle = make_bundles(tmp_path)[0]
+    (bundle.folder / "scripts" / "train.py").write_text("bytearray(1 << 30)")
+    site = tmp_path / "site.yaml"
+    site.write_text("{name: mine, stages: {train: {memory_gb: 3}}}")
+    script = (
+        "import os, sys; from pathlib import Path; from cellmap_core.models import BundleRef;"
+        "from cellmap_core.training.launch import train_bundle;"
+        "Path(sys.argv[2]).write_text(str(os.getpid()));"
+        "b = BundleRef(algo='segresnet', fold=0, folder=Path(sys.argv[1]));"
+        "train_bundle(b, print, print, threads=1)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(bundle.folder), str(small_cgroup)],
+        env={**os.environ, "AUTO3DSEG_SITE": str(site)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr.splitlines()[-1] == (
+        "cellmap_core.errors.TrainingError: training segresnet_0 ran out of host memory, and the "
+        "kernel killed it; raise stages.train.memory_gb of the site profile mine (now 3)"
+    )
+    assert not TrainingError.may_pass
+
+
 def test_no_bundle_is_told(tmp_path):
     with pytest.raises(BundleError, match="run the generate stage first"):
         train_bundle(BundleRef(algo="a", fold=0, folder=tmp_path / "a_0"), nothing, nothing)
