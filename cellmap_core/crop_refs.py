@@ -246,7 +246,7 @@ def _with_dataset_names(refs: Sequence[CropRef]) -> list[CropRef]:
     taken = {*by_base, *(ref.dataset for ref in refs if not ref.store)}
     name_of: dict[str, str] = {}
     for base, stores in sorted(by_base.items()):
-        if len(stores) > 1:
+        if len(stores) > 1 and not _are_mirrors(stores):
             others = frozenset(taken - {base}) | {*name_of.values()}
             name_of.update(distinct_names(base, stores, others))
     named = []
@@ -254,6 +254,16 @@ def _with_dataset_names(refs: Sequence[CropRef]) -> list[CropRef]:
         name = name_of.get(spelling[places[ref.store]]) if ref.store else None
         named.append(ref.model_copy(update={"dataset": name}) if name else ref)
     return named
+
+
+def _are_mirrors(stores: Sequence[str]) -> bool:
+    """Whether stores are taken for copies of one: at one place of a disk, a bucket, a server.
+
+    A data set that is downloaded in parts has crops in each. Held for one, it stays in one fold.
+    """
+    kinds = {store.partition("://")[0] if "://" in store else "" for store in stores}
+    tails = {tuple(store.split("/")[-2:]) for store in stores}
+    return len(kinds) == len(stores) and len(tails) == 1
 
 
 def _with_crop_names(refs: Sequence[CropRef]) -> list[CropRef]:

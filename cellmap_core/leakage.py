@@ -151,22 +151,24 @@ def shared_voxels(datalist: Datalist) -> tuple[tuple[Entry, Entry], ...]:
 
 
 def leakage_notes(datalist: Datalist, pairs: Sequence[tuple[Entry, Entry]]) -> tuple[str, ...]:
-    """Return a note on each pair of cases that show the same voxels."""
+    """Return a note on each pair of cases that show the same voxels, by the list's folds."""
     tested = {entry.image for entry in datalist.testing}
+    folds = {entry.image: entry.fold for entry in datalist.training}
     notes = []
     for one, other in pairs[:_NAMED]:
+        fold = folds[one.image]
         if other.image in tested:
             notes.append(
                 f"{other.name}, which is to be predicted, shows voxels of {one.name}, which is "
                 "trained on: how well it is predicted says nothing of new data"
             )
-        elif one.fold == other.fold:
-            kept = "" if one.fold is None else ": they are in one fold"
+        elif fold == folds[other.image]:
+            kept = "" if fold is None else ": they are in one fold"
             notes.append(f"{one.name} and {other.name} show the same voxels{kept}")
         else:
             notes.append(
-                f"{one.name} (fold {one.fold}) and {other.name} (fold {other.fold}) show the same "
-                "voxels: validation Dice is too high; give them the same fold, or leave one out"
+                f"{one.name} (fold {fold}) and {other.name} (fold {folds[other.image]}) show the "
+                "same voxels: validation Dice is too high; give them one fold, or leave one out"
             )
     if more := len(pairs) - len(notes):
         notes.append(f"{more} more pairs of crops show the same voxels")

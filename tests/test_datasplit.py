@@ -114,6 +114,7 @@ def names_by_store(path, places, crops=("crop1", "crop2")):
         (["/a/x/em.zarr", "/a/y/em.zarr", "/b/x/em.zarr"], ["a_x_em", "a_y_em", "b_x_em"]),
         (["s3://one/v.zarr", "s3://two/v.zarr"], ["one_v", "two_v"]),
         (["/d/em.zarr", "/d/y/em.zarr"], ["d_em", "y_em"]),
+        (["/d/x/em.zarr", "s3://one/y/em.zarr"], ["x_em", "y_em"]),
     ],
 )
 def test_stores_of_one_name_are_datasets_of_their_own(places, names, tmp_path):
@@ -121,6 +122,16 @@ def test_stores_of_one_name_are_datasets_of_their_own(places, names, tmp_path):
     for order in (1, -1):
         found = names_by_store(tmp_path / "d.csv", places[::order])
         assert found == dict(zip(places, names, strict=True))
+
+
+def test_a_store_and_its_copy_in_a_bucket_are_one_dataset(tmp_path):
+    """Of a data set that is downloaded in part, some crops are read here and some there."""
+    rows = [
+        f"train,{root}/jrc/jrc.zarr/{EM},{root}/jrc/jrc.zarr/recon-1/labels/groundtruth/{crop}/[nuc]"
+        for root, crop in (("/data", "crop1"), ("s3://bucket", "crop2"))
+    ]
+    (tmp_path / "d.csv").write_text("\n".join(rows))
+    assert [c.name for c in read_datasplit(tmp_path / "d.csv").crops] == ["jrc/crop1", "jrc/crop2"]
 
 
 def test_names_made_of_folders_are_nobody_elses(tmp_path):
