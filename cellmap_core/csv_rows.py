@@ -103,7 +103,7 @@ def absolute(location: str, start: str) -> str:
     PathError
         A variable is not set, or a home folder is not known.
     """
-    location = expand(location)
+    location = expand(location, start)
     if "://" not in location and not location.startswith("/"):
         location = f"{start.rstrip('/')}/{location}"
     # One place has one spelling, so that a crop listed twice is seen to be one.

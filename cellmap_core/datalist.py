@@ -198,6 +198,8 @@ def read_datalist(path: Path, dataroot: Path | None = None) -> Datalist:
         raise DatalistError(f"{path} is not readable JSON ({error})", "a datalist.json") from error
     if not isinstance(document, dict):
         raise DatalistError(f"{path} is no JSON object", "keys training, testing, class_names")
+    root = dataroot or path.parent
+    document = {key: _expanded(path, key, rows, root) for key, rows in document.items()}
     try:
         table = table_of(document)
     except DatalistError as error:
@@ -208,7 +210,7 @@ def read_datalist(path: Path, dataroot: Path | None = None) -> Datalist:
     testing = _held_out(path, document, len(table.classes))
     titles = _names_of((*training, *testing), path.parent, lambda e: e.name, "/")
     return Datalist(
-        folder=(dataroot or path.parent).resolve(),
+        folder=root.resolve(),
         table=table,
         training=_with_names(training, titles, path.parent),
         testing=_with_names(testing, titles, path.parent),
@@ -309,7 +311,6 @@ def _entry(path: Path, where: str, row: Any, count: int) -> Entry:
     for key in _ID_FIELDS:
         if isinstance(known.get(key), dict):
             known[key] = tuple(known[key].values())
-    _expand_paths(path, where, known)
     known.setdefault("annotated_classes", tuple(range(1, count + 1)))
     known.setdefault("present_classes", known["annotated_classes"])
     try:
@@ -327,19 +328,26 @@ def _entry(path: Path, where: str, row: Any, count: int) -> Entry:
     return entry
 
 
-def _expand_paths(path: Path, where: str, row: dict[str, Any]) -> None:
-    """Replace ``~`` and variables in the paths of an entry.
+def _expanded(path: Path, key: str, rows: Any, root: Path) -> Any:
+    """A list of cases with ``~`` and variables in its paths replaced; other values as they are.
 
     Raises
     ------
     DatalistError
         A variable is not set, or a home folder is not known.
     """
-    for key in ("image", "label"):
-        if isinstance(row.get(key), str):
-            try:
-                row[key] = expand(row[key])
-            except PathError as error:
-                raise DatalistError(
-                    f"{path}: {where}, {key}: {error.found}", "", error.do
-                ) from error
+    if not isinstance(rows, list):
+        return rows
+    return [_expanded_row(f"{path}: {key} entry {n}", row, root) for n, row in enumerate(rows)]
+
+
+def _expanded_row(where: str, row: Any, root: Path) -> Any:
+    if not isinstance(row, dict):
+        return row
+    paths = {key: row[key] for key in ("image", "label") if isinstance(row.get(key), str)}
+    for key, value in paths.items():
+        try:
+            paths[key] = expand(value, root)
+        except PathError as error:
+            raise DatalistError(f"{where}, {key}: {error.found}", "", error.do) from error
+    return {**row, **paths}

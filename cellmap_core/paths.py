@@ -16,18 +16,26 @@ _VARIABLE = re.compile(r"\$(?:(?P<plain>[A-Za-z_]\w*)|\{(?P<braced>[^}]*)\})")
 _REMOTE = re.compile(r"\w{2,}:/")
 
 
-def expand(path: str) -> str:
+def expand(path: str, start: str | Path = "") -> str:
     """Return a path with its leading ``~`` and all ``$NAME`` and ``${NAME}`` replaced.
 
     Variables are replaced first, as in a configuration file whose variable holds ``~/data``.
-    A URL is returned unchanged. Other paths stay as relative or absolute as they are.
+    A URL is returned unchanged, and so is the path of a file whose own name holds a ``$``.
+    Other paths stay as relative or absolute as they are.
+
+    Parameters
+    ----------
+    path : str
+        The path as it was written.
+    start : str or Path
+        The folder from which a relative path starts (default: the current folder).
 
     Raises
     ------
     PathError
         A variable is not set or empty, or a home folder is not known.
     """
-    if _REMOTE.match(path):
+    if _REMOTE.match(path) or ("$" in path and Path(start, path).exists()):
         return path
     filled = _VARIABLE.sub(_value, path)
     if not filled.startswith("~"):
@@ -43,7 +51,7 @@ def expand(path: str) -> str:
     return home
 
 
-def expand_path(path: str | Path) -> Path:
+def expand_path(path: str | Path, start: str | Path = "") -> Path:
     """Return `expand` of a command-line value or an environment variable as a Path.
 
     Raises
@@ -52,7 +60,7 @@ def expand_path(path: str | Path) -> Path:
         A variable is not set or empty, or a home folder is not known.
     """
     try:
-        return Path(expand(str(path)))
+        return Path(expand(str(path), start))
     except PathError as error:
         raise OptionError(error.found, error.expected, error.do) from error
 

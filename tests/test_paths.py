@@ -68,6 +68,14 @@ def test_what_is_not_known_is_refused_by_name(given, named, home):
     assert given in str(caught.value)
 
 
+def test_a_file_whose_own_name_holds_a_dollar_is_meant(home, tmp_path):
+    (tmp_path / "crop$NONE.nii").touch()
+    assert expand("crop$NONE.nii", tmp_path) == "crop$NONE.nii"
+    assert expand(f"{tmp_path}/crop$NONE.nii") == f"{tmp_path}/crop$NONE.nii"
+    with pytest.raises(PathError):
+        expand("crop$NONE.nii", home)
+
+
 def test_an_empty_variable_does_not_lead_to_the_root(home, monkeypatch):
     monkeypatch.setenv("NONE", "")
     with pytest.raises(PathError, match=r"\$NONE"):

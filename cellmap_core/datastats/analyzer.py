@@ -140,8 +140,10 @@ class DataAnalyzer:
         keys = [k for k in (self._image_key, self._label_key) if k]
         if not isinstance(row, dict) or not all(isinstance(row.get(k), str) for k in keys):
             raise DatalistError(f"{where} is {row!r:.80}", f"one file each as {', '.join(keys)}")
-        label = self._root / expand_path(row[self._label_key]) if self._label_key else None
-        return self._root / expand_path(row[self._image_key]), label
+        label = (
+            self._root / expand_path(row[self._label_key], self._root) if self._label_key else None
+        )
+        return self._root / expand_path(row[self._image_key], self._root), label
 
     def _statistics(self, case: tuple[Path, Path | None]) -> dict[str, Any] | Failure:
         try:
