@@ -17,12 +17,24 @@ from cellmap_core.training.entry import main
 from cellmap_core.training.launch import EXIT_GO_ON, STOP_NAME, command
 from tests.tiny_project import make_bundles
 
+# Files of the code whose calls are counted.
+_TRAINING = os.path.join("cellmap_core", "training")  # noqa: PTH118 - a part of a path
+
 # Children of a process that has torch already: most of a short training's time is its import.
 fork = multiprocessing.get_context("forkserver")
 fork.set_forkserver_preload(["cellmap_core.training.run"])
 
 
-def _run(arguments, log):
+def _run(arguments, log, calls, die_at):
+    # Every call of a function of the training is counted, so that the moment of a kill is one of
+    # the work, in whatever it does, and not one of the clock.
+    def count(frame, event, _):
+        if event == "call" and _TRAINING in frame.f_code.co_filename:
+            calls.value += 1
+            if calls.value == die_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.settrace(count)
     # As a process of its own would: its output is a log that is there when it is killed.
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
@@ -31,10 +43,12 @@ def _run(arguments, log):
     sys.exit(main(arguments))
 
 
-def start(bundle):
-    """Run the bundle's ``train.py`` in a process of its own."""
-    arguments = command(bundle.folder)[2:]
-    process = fork.Process(target=_run, args=(arguments, str(bundle.folder / "log.txt")))
+def start(bundle, die_at=None):
+    """Run the bundle's ``train.py`` in a process of its own; ``calls`` counts what it does."""
+    arguments, calls = command(bundle.folder)[2:], fork.Value("q", 0, lock=False)
+    log = str(bundle.folder / "log.txt")
+    process = fork.Process(target=_run, args=(arguments, log, calls, die_at))
+    process.calls = calls
     process.start()
     return process
 
@@ -73,27 +87,20 @@ def same(one, other, where=""):
 @pytest.mark.parametrize("algo", ["segresnet", "dints"])
 def test_five_kills_at_random_steps_change_no_bit(tmp_path, algo):
     if algo == "segresnet":
-        bundle = make_bundles(tmp_path / "p", num_epochs=4, num_steps_per_epoch=6)[0]
+        bundle = make_bundles(tmp_path / "p", num_epochs=3, num_steps_per_epoch=4)[0]
     else:
         from tests.training.test_algorithms import tiny_bundles
 
         bundle = tiny_bundles(tmp_path / "p", ["dints"], num_steps_per_epoch=4)[0]
     killed = copy_of(bundle, tmp_path / "p" / "work dir" / "killed_0")
-    # The server of the children starts with the first of them.
-    warm_up = fork.Process(target=time.sleep, args=(0,))
-    warm_up.start()
-    warm_up.join()
-    started = time.monotonic()
     first = start(bundle)
     first.join()
-    whole = time.monotonic() - started
+    whole = first.calls.value
     assert first.exitcode == 0, (bundle.folder / "log.txt").read_text()
     chance, kills, log = random.Random(5), 0, killed.folder / "log.txt"
     log.touch()
     while kills < 5 or "goes on from epoch" not in log.read_text():
-        process = start(killed)
-        process.join(chance.uniform(0.3, 0.9) * whole)
-        process.kill()
+        process = start(killed, die_at=int(chance.uniform(0.1, 0.5) * whole))
         process.join()
         if process.exitcode == -signal.SIGKILL:
             kills += 1
@@ -120,7 +127,7 @@ def test_asked_to_end_it_saves_within_a_step_and_says_go_on_later(tmp_path, how)
         files[how].touch()
     else:
         os.kill(process.pid, signal.Signals[how])
-    process.join(60)
+    process.join()
     assert process.exitcode == EXIT_GO_ON
     said = (bundle.folder / "log.txt").read_text()
     assert "go on later: segresnet_0 was asked to end at step" in said
