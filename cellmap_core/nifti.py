@@ -107,17 +107,6 @@ def write_volume(path: Path, grid: Grid, volume: NDArray[Any]) -> None:
     write_slabs(path, grid, volume.dtype, [volume])
 
 
-def write_volume_like(path: Path, like: Path, volume: NDArray[Any]) -> None:
-    """Write a volume (z, y, x of the file) with affine and axis order of another file.
-
-    Raises
-    ------
-    NiftiError
-        The other file cannot be read, or has another shape.
-    """
-    write_slabs(path, read_geometry(like), volume.dtype, [volume], like)
-
-
 def read_geometry(path: Path) -> ImageGeometry:
     """Return shape of a channel and affine, from a file's header alone."""
     return read_header(path).geometry

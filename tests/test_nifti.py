@@ -20,8 +20,8 @@ from cellmap_core.nifti import (
     read_geometry,
     read_grid,
     read_volume,
+    write_slabs,
     write_volume,
-    write_volume_like,
 )
 from cellmap_core.nifti_names import files_of, volume_stem
 from cellmap_core.training.volumes import open_volume
@@ -53,6 +53,10 @@ def save(path, volume, affine=AFFINE, kind=nib.Nifti1Image, change=None, name=No
         change(header)
         path.write_bytes(header.binaryblock + content[len(header.binaryblock) :])
     return path if name is None else path.rename(path.with_name(name))
+
+
+def write_like(path, like, volume):
+    write_slabs(path, read_geometry(like), volume.dtype, [volume], like)
 
 
 def packed(path, pack, name):
@@ -99,7 +103,7 @@ def test_files_are_read_for_what_they_hold(way, volume, tmp_path):
     assert stats["intensity"][0]["mean"] == pytest.approx(volume.mean())
     assert stats["spacing"] == pytest.approx([8.0, 6.0, 4.0])
     assert volume_stem(path).lower() in "ab"
-    write_volume_like(tmp_path / "like.nii.gz", path, volume)
+    write_like(tmp_path / "like.nii.gz", path, volume)
     assert np.allclose(nib.load(tmp_path / "like.nii.gz").affine, AFFINE)
 
 
@@ -268,7 +272,7 @@ def test_forms_that_exclude_each_other_are_refused(change, message, volume, tmp_
 def test_a_file_like_another_is_placed_as_that_by_every_reader(what, kind, volume, tmp_path):
     path = save(tmp_path / "a.nii", volume, kind=kind, change=COUNTS[what][0])
     labels = (volume % 3).astype(np.uint8)
-    write_volume_like(tmp_path / "b.nii.gz", path, labels)
+    write_like(tmp_path / "b.nii.gz", path, labels)
     one, other = nib.load(path), nib.load(tmp_path / "b.nii.gz")
     assert type(other) is kind
     assert np.array_equal(one.affine, other.affine, equal_nan=True)
@@ -292,7 +296,7 @@ def test_what_itk_writes_is_read_and_written_back_as_itk_has_it(volume, tmp_path
         # ITK's first two axes point the other way.
         point = np.array(image.TransformIndexToPhysicalPoint(index)) * (-1, -1, 1)
         assert np.allclose((geometry.matrix @ [*index, 1])[:3], point, atol=1e-3)
-        write_volume_like(tmp_path / "b.nii.gz", tmp_path / "a.nii.gz", volume)
+        write_like(tmp_path / "b.nii.gz", tmp_path / "a.nii.gz", volume)
         back = sitk.ReadImage(tmp_path / "b.nii.gz")
         assert np.allclose(back.GetOrigin(), image.GetOrigin(), atol=1e-3)
         assert np.allclose(back.GetSpacing(), image.GetSpacing())
@@ -307,7 +311,7 @@ def test_lengths_in_micrometres_are_converted(volume, tmp_path):
     small = np.diag([0.008, 0.006, 0.004, 1.0])
     path = save(tmp_path / "a.nii", volume, small, change=micrometres)
     assert read_geometry(path).voxel_nm == pytest.approx((4.0, 6.0, 8.0))
-    write_volume_like(tmp_path / "b.nii", path, volume)
+    write_like(tmp_path / "b.nii", path, volume)
     assert nib.load(tmp_path / "b.nii").header.get_xyzt_units()[0] == "micron"
     assert np.allclose(nib.load(tmp_path / "b.nii").affine, small)
 
