@@ -34,24 +34,9 @@ def script(name, *arguments, cwd, home=None, **given):
     )
 
 
-def test_analyze_runs_with_no_server_from_any_folder(converted, tmp_path):
-    arguments = ("--datalist", converted.datalist, "--work_dir", tmp_path / "my work")
-    first = script("analyze", *arguments, cwd=tmp_path, home=tmp_path / "prefect")
-    assert first.returncode == 0, first.stderr
-    assert "4 made" in first.stdout
-    assert (tmp_path / "my work" / "datastats.yaml").is_file()
-    # The datalist is where conversion was told to write it. What the host of a laboratory's
-    # server may have set concerns another server.
-    found = ("--output_dir", converted.datalist.parent, *arguments[2:])
-    given = {"PREFECT_SERVER_API_AUTH_STRING": "a:b", "http_proxy": "http://127.0.0.1:9"}
-    again = script("analyze", *found, cwd="/", home=tmp_path / "prefect", **given)
-    assert again.returncode == 0, again.stderr
-    assert "nothing to do" in again.stdout
-
-
 def test_analyze_of_a_datasplit_converts_first_and_shows_its_progress(phantom, tmp_path):
-    """In a terminal: bars, then the page."""
-    arguments = ["--datasplit", phantom, "--output_dir", "data", "--work_dir", "work"]
+    """In a terminal: bars, then the page. A second run has nothing to do, from any folder."""
+    arguments = ["--datasplit", phantom, "--output_dir", "data", "--work_dir", "my work"]
     command = [sys.executable, ROOT / "flows" / "analyze.py", *arguments, "--num_fold", 2]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
     ours, theirs = pty.openpty()
@@ -70,7 +55,14 @@ def test_analyze_of_a_datasplit_converts_first_and_shows_its_progress(phantom, t
     assert re.search("cases .* 4 of 4, ", shown)
     assert "What the data say" in shown
     assert "10 made" in shown
-    assert (tmp_path / "work" / "analysis" / "intensity.png").is_file()
+    assert (tmp_path / "my work" / "analysis" / "intensity.png").is_file()
+    # The datalist is where conversion was told to write it; no other option names it.
+    here = ("--output_dir", tmp_path / "data", "--work_dir", tmp_path / "my work")
+    # What the host of a laboratory's server may have set concerns another server.
+    given = {"PREFECT_SERVER_API_AUTH_STRING": "a:b", "http_proxy": "http://127.0.0.1:9"}
+    again = script("analyze", *here, cwd="/", home=tmp_path / "prefect", **given)
+    assert again.returncode == 0, again.stderr
+    assert "nothing to do, all 4 as they were" in again.stdout
 
 
 def _read_all(terminal):

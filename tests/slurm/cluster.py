@@ -27,8 +27,8 @@ _FIELDS = {"id": "%i", "state": "%T", "reason": "%r", "comment": "%k", "name": "
 _SEPARATOR = "\x1f"
 
 # A command gives up on a dead controller by itself, after less than half of this.
-_COMMAND_SECONDS = 60
-_STOP_SECONDS = 30
+_COMMAND_SECONDS = 300
+_STOP_SECONDS = 300
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -99,7 +99,12 @@ def missing() -> str | None:
     return None
 
 
-def wait_until(question, complaint, timeout=60):
+#: Seconds after which something that is waited for counts as stuck: far beyond what a busy machine
+#: takes, for it is no expectation.
+PATIENCE = 900
+
+
+def wait_until(question, complaint, timeout=PATIENCE):
     """Ask until the answer is true, and give it; too late is an error, explained by the other."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
@@ -116,7 +121,7 @@ class Cluster:
     the feature ``a100``.
     """
 
-    def __init__(self, min_job_age=300):
+    def __init__(self, min_job_age=3600):
         self.min_job_age = min_job_age
         self.folder = None
         self._guard = None
@@ -196,7 +201,7 @@ class Cluster:
         """The record of one job, or None."""
         return next((job for job in self.jobs() if job["id"] == str(job_id)), None)
 
-    def wait_for(self, job_id, states, timeout=60) -> dict[str, str]:
+    def wait_for(self, job_id, states, timeout=PATIENCE) -> dict[str, str]:
         """Wait until the job is in the state, or one of the states; gives its record."""
         wanted = {states} if isinstance(states, str) else set(states)
 

@@ -7,6 +7,9 @@ from pathlib import Path
 
 from tests.slurm.cluster import wait_until
 
+# Calls of squeue that are waited for, to see how far apart they are.
+_LOOKS = 5
+
 
 @dataclass(frozen=True)
 class Queued:
@@ -51,7 +54,7 @@ def queue_up(service, probe, folder, count, calls):
         _all_are(service, runs, lambda run: run.infrastructure_pid)
         after = _resident_mib(service.service.worker_pid)
         seen, began = calls.stat().st_size, time.monotonic()
-        time.sleep(10)
+        wait_until(lambda: calls.stat().st_size - seen >= _LOOKS, lambda: "no look at the queue")
         made = calls.stat().st_size - seen
         polls = time.monotonic() - began  # One a second here.
         jobs = [job["comment"] for job in service.cluster.jobs() if job["state"] == "PENDING"]
@@ -73,7 +76,6 @@ def _all_are(service, runs, condition):
     wait_until(
         lambda: time.sleep(1) or all(condition(run) for run in service.read_many(runs)),
         lambda: str([run.state for run in service.read_many(runs) if not condition(run)][:5]),
-        timeout=300,
     )
 
 

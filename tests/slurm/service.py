@@ -11,6 +11,7 @@ import pytest
 from deployments import service as services
 from tests.conftest import ROOT
 from tests.deployments.conftest import Client
+from tests.slurm.cluster import PATIENCE
 
 #: Of Prefect: a server and workers that look more often than people need.
 _PROFILE = """
@@ -38,7 +39,7 @@ def slurm_service(cluster, home, profile, **environment):
     site, settings = home / "a site.yaml", home / "prefect" / "profiles.toml"
     settings.parent.mkdir(parents=True)
     settings.write_text(_PROFILE)
-    site.write_text(profile.replace("LOGS", f'"{home / "job logs"}"'))
+    site.write_text(_with_logs(home, profile))
     own = {"AUTO3DSEG_SITE": str(site), "AUTO3DSEG_POLL_SECONDS": "1"}
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {**cluster.environment, **own, **environment}.items():
@@ -51,12 +52,27 @@ def slurm_service(cluster, home, profile, **environment):
             cluster.restore()
 
 
+def _with_logs(home, profile):
+    return profile.replace("LOGS", f'"{home / "job logs"}"')
+
+
 class SlurmService(Client):
     """What a user sees of the service, and what tests do to its worker."""
 
     def __init__(self, home, service, cluster):
         super().__init__(home, service)
         self.cluster = cluster
+
+    @contextmanager
+    def changed_site(self, profile):
+        """Another site profile for the runs that start in the block."""
+        path = self.home / "a site.yaml"
+        before = path.read_text()
+        path.write_text(_with_logs(self.home, profile))
+        try:
+            yield
+        finally:
+            path.write_text(before)
 
     def kill_worker(self, number=signal.SIGKILL):
         os.killpg(self.service.worker_pid, number)
@@ -159,7 +175,7 @@ class SlurmService(Client):
     def read(self, run_id):
         return self.ask(lambda client: client.read_flow_run(run_id))
 
-    def wait(self, run_id, condition, timeout=120):
+    def wait(self, run_id, condition, timeout=PATIENCE):
         """Wait until a run is as the condition has it; gives the run."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
@@ -178,7 +194,7 @@ class SlurmService(Client):
         """Wait until the probe that works in a folder has begun; gives its run."""
         return self.wait(run_id, lambda run: run.infrastructure_pid and starts(folder))
 
-    def done(self, run_id, timeout=180):
+    def done(self, run_id, timeout=PATIENCE):
         return self.wait(run_id, lambda run: run.state.is_final(), timeout)
 
     def cancel(self, run_id):
