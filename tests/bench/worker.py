@@ -77,7 +77,7 @@ def flow(options: ConvertOptions, _workers: int) -> Callable[[], Any]:
     from flows.server import temporary_server
 
     server = temporary_server()
-    os.environ["PREFECT_API_URL"] = server.__enter__()
+    os.environ["PREFECT_API_URL"], os.environ["PREFECT_API_AUTH_STRING"] = server.__enter__()
     atexit.register(server.__exit__, None, None, None)
     from flows.convert import convert as convert_flow
 

@@ -9,7 +9,7 @@ from prefect import flow, get_client
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelled, Completed, Failed
 from prefect_dask import DaskTaskRunner
 
@@ -30,8 +30,8 @@ def cluster(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PREFECT_HOME", str(tmp_path_factory.mktemp("prefect")))
         with (
-            temporary_server() as address,
-            temporary_settings({PREFECT_API_URL: address}),
+            temporary_server() as (address, auth),
+            temporary_settings({PREFECT_API_URL: address, PREFECT_API_AUTH_STRING: auth}),
             LocalCluster(
                 n_workers=1, threads_per_worker=1, memory_limit=0, host="127.0.0.1",
                 dashboard_address=None,
