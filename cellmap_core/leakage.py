@@ -16,6 +16,7 @@ import numpy as np
 from cellmap_core.datalist import Datalist, Entry
 from cellmap_core.grid import Box, Grid
 from cellmap_core.models import Frozen
+from cellmap_core.nifti_names import files_of
 from cellmap_core.provenance import file_digest, key_of
 
 # Grids of several voxel sizes that touch may overlap by what rounding adds.
@@ -176,18 +177,24 @@ def leakage_notes(datalist: Datalist, pairs: Sequence[tuple[Entry, Entry]]) -> t
 
 
 def _size(path: Path) -> object:
-    return path.stat().st_size
+    return tuple(file.stat().st_size for file in _files(path))
 
 
 def _samples(path: Path) -> object:
-    size = path.stat().st_size
     parts = []
-    with path.open("rb") as source:
-        for k in range(_SAMPLES):
-            source.seek(max(0, size - _SAMPLE_BYTES) * k // (_SAMPLES - 1))
-            parts.append(source.read(_SAMPLE_BYTES).hex())
+    for file in _files(path):
+        size = file.stat().st_size
+        with file.open("rb") as source:
+            for k in range(_SAMPLES):
+                source.seek(max(0, size - _SAMPLE_BYTES) * k // (_SAMPLES - 1))
+                parts.append(source.read(_SAMPLE_BYTES).hex())
     return key_of(parts)
 
 
 def _content(path: Path) -> object:
-    return file_digest(path)
+    return tuple(file_digest(file) for file in _files(path))
+
+
+def _files(path: Path) -> list[Path]:
+    """The files of a volume, in a fixed order: the headers of a pair may be all alike."""
+    return sorted(files_of(path))

@@ -5,6 +5,7 @@ import pytest
 from cellmap_core.datalist import read_datalist
 from cellmap_core.errors import DatalistError
 from cellmap_core.folds import FoldItem, assign_folds, check_fold_count, working_datalist
+from cellmap_core.leakage import equal_files
 
 
 def item(dataset, number, *present):
@@ -153,6 +154,14 @@ def test_files_that_differ_in_one_byte_are_no_equal_files(tmp_path):
     other[300_001] = 1
     path = write_list(tmp_path / "d", [one, other])
     assert read_datalist(working_datalist(path, tmp_path / "work", 2)).notes == ()
+
+
+def test_headers_that_are_alike_do_not_make_two_pairs_one_image(tmp_path):
+    for name, voxels in (("a", b"one"), ("b", b"two"), ("c", b"one")):
+        (tmp_path / f"{name}.hdr").write_bytes(b"the same header")
+        (tmp_path / f"{name}.img").write_bytes(voxels)
+    named = [tmp_path / "a.hdr", tmp_path / "b.hdr", tmp_path / "c.img"]
+    assert equal_files(named) == [[0, 2]]
 
 
 def test_folds_that_part_equal_images_stand_and_are_warned_of(tmp_path, caplog):
