@@ -7,6 +7,7 @@ table of all crops, the labels are written under their final ids.
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Sequence
 from functools import partial
@@ -105,7 +106,7 @@ def _convert(
     write_crops_table(output / "crops.csv", rows)
     if not converted:
         listed = "; ".join(f"{row.dataset}/{row.crop} {row.status}: {row.reason}" for row in rows)
-        raise IncompleteError(f"no crop could be converted - {listed}")
+        raise IncompleteError(f"no crop could be converted{_set_aside(options)} - {listed}")
     write_datalist(output / "datalist.json", _datalist(converted, table, options))
     for folder in (output, *(p for p in output.iterdir() if p.is_dir())):
         sweep(folder)
@@ -121,6 +122,17 @@ def _convert(
         crops_table=output / "crops.csv",
         pictures=tuple(_picture(crop, options) for crop in converted),
     )
+
+
+def _set_aside(options: ConvertOptions) -> str:
+    """Move the datalist of an earlier run, whose files are gone, aside; say so."""
+    path = options.output_dir / "datalist.json"
+    if not path.is_file():
+        return ""
+    names = (path.with_name(f"datalist.{number}.old.json") for number in itertools.count(1))
+    aside = next(name for name in names if not name.exists())
+    path.rename(aside)
+    return f" (the earlier datalist is now {aside.name})"
 
 
 def plan(options: ConvertOptions) -> tuple[Datasplit, tuple[str, ...]]:

@@ -13,11 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cellmap_core.errors import DatalistError
+from cellmap_core.errors import DatalistError, NiftiError
 from cellmap_core.models import Frozen
 
 #: The three states of a class at a voxel.
 ABSENT, PRESENT, UNKNOWN = 0, 1, 2
+
+# What a slope in a file's header makes of whole numbers is off by its rounding.
+_ROUNDING = 1e-3
 
 #: States of all classes at a voxel, in the order of the table's classes.
 States = tuple[int, ...]
@@ -141,3 +144,33 @@ class LabelTable(Frozen):
     def dtype(self) -> np.dtype[Any]:
         """The smallest unsigned type that holds every id."""
         return np.min_scalar_type(max(len(self.combinations) - 1, 0))
+
+
+def whole_ids(labels: NDArray[Any], name: str) -> NDArray[Any]:
+    """Return labels as whole numbers; those of an integer type unchanged.
+
+    Parameters
+    ----------
+    labels : ndarray
+        Label ids of any number type.
+    name : str
+        The file or case, for messages.
+
+    Raises
+    ------
+    NiftiError
+        An id is not a whole number, or no number at all.
+    """
+    if labels.dtype.kind != "f":
+        return labels
+    whole = np.rint(labels)
+    with np.errstate(invalid="ignore"):
+        odd = ~(np.abs(whole - labels) <= _ROUNDING)  # Also where a label is not finite.
+    if odd.any():
+        raise NiftiError(
+            f"{name} has the label id {labels[odd][0]:g}",
+            "whole numbers",
+            "save the labels as integers, resampled by nearest neighbour",
+        )
+    ids: NDArray[Any] = whole.astype(np.int64)
+    return ids

@@ -174,13 +174,16 @@ def _parse(start: bytes, path: Path) -> Any:
             raise NiftiError(f"{path} ends inside its header", "a whole file", "convert it again")
         # nibabel's own check replaces what it finds wrong (a voxel size of 0 by 1).
         return kind(start[:size], check=False)
-    except (nib.spatialimages.HeaderDataError, ValueError) as error:
+    except (nib.spatialimages.HeaderDataError, ValueError, TypeError) as error:
+        # numpy raises a TypeError for a header that is cut off.
         raise NiftiError(f"{path} has a damaged header ({error})", _WANTED) from error
 
 
 def _header_class(start: bytes, path: Path) -> type[Any]:
     sizes = {struct.unpack(f"{order}i", start[:4])[0] for order in "<>" if len(start) >= 4}
     if _NIFTI1_BYTES in sizes:
+        if len(start) < _NIFTI1_BYTES:
+            raise NiftiError(f"{path} ends inside its header", "a whole file", "copy it again")
         magic = start[344:348]
         if magic not in (b"n+1\0", b"ni1\0"):
             raise NiftiError(

@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 from numpy.typing import NDArray
 
 from cellmap_core.errors import StatisticsError
+from cellmap_core.label_table import whole_ids
 
 # Ids below this are looked up in a table, larger ones by a search.
 _TABLE = 1 << 16
-_ROUNDING = 1e-3
 
 Numbers = NDArray[np.unsignedinteger[Any]]
 
@@ -49,8 +48,11 @@ class TableIds:
         Raises
         ------
         StatisticsError
-            An id is not in the table or not a whole number.
+            An id is not in the table.
+        NiftiError
+            An id is not a whole number.
         """
+        labels = whole_ids(labels, str(self._file or "the label file"))
         low, high = labels.min(), labels.max()
         if not (low >= 0 and high < self._count):
             where = f"{self._file} has " if self._file else ""
@@ -61,7 +63,7 @@ class TableIds:
             )
         if labels.dtype.kind == "u":
             return labels
-        return _whole(labels, np.min_scalar_type(max(self._count - 1, np.iinfo(np.uint16).max)))
+        return labels.astype(np.min_scalar_type(max(self._count - 1, np.iinfo(np.uint16).max)))
 
     def id_of(self, number: int) -> int:
         """See :class:`LabelIds`."""
@@ -81,14 +83,13 @@ class AnyIds:
 
         Raises
         ------
-        StatisticsError
+        NiftiError
             An id is not a whole number.
         """
         if labels.dtype == np.uint8:
             self._bytes = True
             return labels
-        if labels.dtype.kind not in "ui":
-            labels = _whole(labels, np.int64)
+        labels = whole_ids(labels, "the label file")
         if labels.min() >= 0 and labels.max() < _TABLE:
             small = labels.astype(np.uint16, copy=False)
             found = np.flatnonzero(np.bincount(small.ravel()))
@@ -111,16 +112,3 @@ class AnyIds:
                 self._number[i] = len(self._ids)
                 self._ids.append(i)
         return [self._number[i] for i in ids]
-
-
-def _whole(labels: NDArray[Any], dtype: npt.DTypeLike) -> NDArray[Any]:
-    if labels.dtype.kind == "f" and not np.isfinite(labels).all():
-        raise StatisticsError("label ids that are no numbers", "integer ids")
-    if labels.dtype.kind != "f":
-        return labels.astype(dtype)
-    whole = np.rint(labels)
-    # What a slope in the header makes of whole numbers is off by its rounding.
-    if (np.abs(whole - labels) > _ROUNDING).any():
-        raise StatisticsError("label ids that are not whole numbers", "integer ids")
-    ids: NDArray[Any] = whole.astype(dtype)
-    return ids

@@ -10,7 +10,7 @@ from pathlib import Path
 from cellmap_core.datalist import Datalist, Entry, read_datalist
 from cellmap_core.errors import CellmapError, EnsembleError
 from cellmap_core.inference.members import Member, Networks, open_members
-from cellmap_core.inference.predict import predict_case
+from cellmap_core.inference.predict import predict_case, set_aside
 from cellmap_core.inference.predicted_labels import labels_path, table_path
 from cellmap_core.models import BundleRef, CasePrediction, EnsembleResult, Failure
 from cellmap_core.nifti_names import files_of
@@ -70,8 +70,11 @@ def ensemble(datalist: Path, work_dir: Path, bundles: Sequence[BundleRef]) -> En
         try:
             prediction, made = _predict_once(job, entry)
         except (CellmapError, OSError) as error:
-            logger.warning("%s cannot be predicted: %s", entry.name, error)
-            failures.append(Failure(item=entry.name, reason=str(error)))
+            failures.append(_failed(entry, output, str(error)))
+        except Exception as error:
+            # One case must not end the others, whatever a reader or a network comes up with.
+            logger.exception("%s failed unexpectedly", entry.name)
+            failures.append(_failed(entry, output, f"unexpected {error!r}"))
         else:
             done += made
             predictions.append(prediction)
@@ -86,6 +89,14 @@ def ensemble(datalist: Path, work_dir: Path, bundles: Sequence[BundleRef]) -> En
     )
     write_json(result.folder / _RESULT_NAME, result.model_dump(mode="json"))
     return result
+
+
+def _failed(entry: Entry, output: Path, reason: str) -> Failure:
+    """Return a case that is not predicted; an earlier prediction of it is moved aside."""
+    logger.warning("%s cannot be predicted: %s", entry.name, reason)
+    if (aside := set_aside(output / f"{entry.stem}.zarr")) is not None:
+        logger.warning("the earlier prediction of %s is now in %s", entry.name, aside)
+    return Failure(item=entry.name, reason=reason)
 
 
 @dataclass(frozen=True)

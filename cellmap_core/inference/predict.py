@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,6 +27,8 @@ from cellmap_core.training.metrics import DiceCounts, known_target
 from cellmap_core.training.volumes import Case
 
 THRESHOLD = 0.5
+#: Folder of predictions whose case failed later on.
+EARLIER_NAME = "earlier"
 
 
 def mean_probabilities(
@@ -121,6 +124,30 @@ def _publish(made: Path, target: Path) -> None:
     labels_path(made).replace(labels_path(target))
     table_path(made).replace(table_path(target))
     replace_folder(made, target)
+
+
+def set_aside(target: Path) -> Path | None:
+    """Move an earlier prediction of a case out of the way of those that are up to date.
+
+    Parameters
+    ----------
+    target : Path
+        ``<case>.zarr``; its labels and their table are moved too.
+
+    Returns
+    -------
+    Path or None
+        The folder ``earlier/<number>`` beside it; None where there is no prediction.
+    """
+    files = [p for p in (target, labels_path(target), table_path(target)) if p.exists()]
+    if not files:
+        return None
+    names = (target.parent / EARLIER_NAME / str(number) for number in itertools.count(1))
+    folder = next(name for name in names if not any((name / p.name).exists() for p in files))
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in files:
+        path.rename(folder / path.name)
+    return folder
 
 
 def _of(classes: Sequence[str], dice: dict[str, float | None]) -> dict[str, float | None]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from cellmap_core.datalist import Datalist, Entry
 from cellmap_core.errors import NiftiError
+from cellmap_core.label_table import whole_ids
 from cellmap_core.nifti import common_geometry, fill
 from cellmap_core.nifti_header import read_header
 from cellmap_core.nifti_names import files_of
@@ -94,7 +95,14 @@ def let_go(volume: Volume) -> None:
 
 
 def check_ids(labels: NDArray[Any], ids: int, case: str) -> NDArray[np.int64]:
-    """Labels as int64, refused where the label table does not know one."""
+    """Return labels as int64.
+
+    Raises
+    ------
+    NiftiError
+        An id is not a whole number, or the label table does not know it.
+    """
+    labels = whole_ids(labels, case)
     low, high = (labels.min(), labels.max()) if labels.size else (0, 0)
     if low < 0 or high >= ids:
         raise NiftiError(

@@ -20,7 +20,7 @@ from cellmap_core.inference.ome_zarr import read_mask
 from cellmap_core.inference.predicted_labels import labels_path, read_table, table_path
 from cellmap_core.label_table import PRESENT, LabelTable
 from cellmap_core.models import BundleRef
-from cellmap_core.nifti import read_grid, read_volume
+from cellmap_core.nifti import read_grid, read_volume, write_volume
 from cellmap_core.training.config_files import read_bundle_config
 from tests.tiny_project import CLASSES, GRID, make_bundles, pretend_training
 
@@ -284,6 +284,28 @@ def test_bad_case_and_untrained_member_fail_by_name(project):
     assert result.members == ("segresnet_0",)
     written = json.loads((work_dir / "ensemble_output" / "ensemble.json").read_text())
     assert len(written["failures"]) == 2
+
+
+@pytest.mark.parametrize(("value", "said"), [(0.7, "label id 0.7"), (np.nan, "label id nan")])
+def test_labels_that_are_no_ids_fail_their_case_and_move_its_prediction_aside(project, value, said):
+    datalist, work_dir, bundles = project
+    ensemble(datalist, work_dir, bundles)
+    cases = read_datalist(datalist)
+    other = cases.training[0].model_copy(update={"fold": None})
+    write_datalist(datalist, cases.model_copy(update={"testing": (*cases.testing, other)}))
+    label = np.zeros(GRID.shape_vox, np.float32)
+    label[3, 4, 5] = value
+    write_volume(datalist.parent / cases.testing[0].label, GRID, label)
+    result = ensemble(datalist, work_dir, bundles)
+    assert [c.case for c in result.cases] == [other.name]
+    (failure,) = result.failures
+    assert said in failure.reason
+    assert "labels/crop4" in failure.reason
+    output = work_dir / "ensemble_output"
+    assert not list(output.glob("crop4.*"))
+    assert {p.name for p in (output / "earlier" / "1").iterdir()} == {
+        "crop4.zarr", "crop4.nii.gz", "crop4.labels.json",
+    }  # fmt: skip
 
 
 def test_nothing_to_predict_or_to_predict_with_is_an_error(project):

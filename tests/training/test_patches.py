@@ -27,7 +27,7 @@ from cellmap_core.training.config_files import make_config
 from cellmap_core.training.mapped_volume import MappedVolume, Maps
 from cellmap_core.training.patches import SEARCH_STREAM, PatchSampler, images_of
 from cellmap_core.training.presence import KEPT_VOXELS, find_presence, presence_of
-from cellmap_core.training.volumes import Case, open_case, open_volume
+from cellmap_core.training.volumes import Case, check_ids, open_case, open_volume
 from tests.conftest import ROOT
 from tests.tiny_project import GRID, TABLE, make_crop, make_project
 
@@ -123,6 +123,13 @@ def test_presence_is_counted_exactly_and_sampled_fairly(monkeypatch):
 def test_label_that_the_table_does_not_know_is_named():
     with pytest.raises(NiftiError, match="a/b: label id 9; expected ids 0 to 4"):
         find_presence(np.full((4, 4, 4), 9, dtype=np.uint8), 5, "a/b")
+
+
+@pytest.mark.parametrize("value", [0.5, 1.9, np.nan, np.inf])
+def test_labels_that_are_not_whole_numbers_are_refused(value):
+    assert check_ids(np.array([0, 1, 2.0002], np.float32), 3, "a case").tolist() == [0, 1, 2]
+    with pytest.raises(NiftiError, match=rf"a case has the label id {value:g}"):
+        check_ids(np.array([0, 1, value], np.float32), 3, "a case")
 
 
 def test_a_label_that_the_datalist_gives_no_meaning_is_named_with_its_file(tmp_path):
