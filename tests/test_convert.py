@@ -242,7 +242,7 @@ def test_when_no_crop_can_be_converted_there_is_no_datalist(own_phantom, tmp_pat
     run(own_phantom, tmp_path / "out")
     shutil.rmtree(own_phantom.parent / "phantom-a")
     shutil.rmtree(own_phantom.parent / "phantom-b")
-    with pytest.raises(IncompleteError, match="datalist.1.old.json.*phantom-b/crop6 failed"):
+    with pytest.raises(IncompleteError, match=r"datalist\.1\.old\.json.*phantom-b/crop6 failed"):
         run(own_phantom, tmp_path / "out")
     # The datalist of the first run would list images that are gone.
     assert {p.name for p in (tmp_path / "out").glob("datalist*")} == {"datalist.1.old.json"}
