@@ -276,8 +276,10 @@ class StageCluster(SLURMCluster):
         self._leaving.discard(name)
         cause = await asyncio.to_thread(cause_of, record, job.log)
         said = str(record) if record else f"job {job.job_id} is gone"
-        if cause is End.OUT_OF_MEMORY and "MEMORY" not in said:
-            said += ", out of memory"
+        if cause is End.OUT_OF_MEMORY:
+            said += "" if "MEMORY" in said else ", out of memory"
+            # Another would end in the same way; who still has work for it asks again.
+            self._wanted = max(0, self._wanted - 1)
         self._losses[name] = Loss(end=cause, said=said)
         if record is not None:
             peak = sum(self._peaks.pop(name, {}).values())

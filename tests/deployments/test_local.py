@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from cellmap_core.cluster.plan import read_plan
 from cellmap_core.proxies import LOOPBACK
 from deployments import local, service
 
@@ -102,6 +103,14 @@ def test_every_stage_is_a_task_and_publishes(first, client):
     assert all(len(str(a.data)) < 300_000 for a in artifacts.values())
 
 
+def test_a_run_keeps_its_plan_and_what_it_used(first, options):
+    work = Path(options["work_dir"])
+    assert read_plan(work).site == "this machine"
+    page = (work / "plan.md").read_text()
+    assert "# Predicted and used on this machine" in page
+    assert page.count("| train | segresnet_") == 2
+
+
 def test_training_shows_its_epochs_while_it_goes_on(first, client):
     _, run = first
     assert client.artifacts(run)["progress-segresnet-0"].data == 100
@@ -145,34 +154,33 @@ def test_a_second_run_does_nothing_and_says_so(first, client, options):
     assert set(client.artifacts(run)) >= ARTIFACTS
 
 
-@pytest.mark.parametrize("stage", ["convert", "analyze", "generate", "train", "ensemble"])
-def test_each_stage_is_a_deployment_that_takes_up_what_is_there(stage, first, client, options):
-    wanted = {
-        "convert": {"datasplit", "output_dir", "num_fold"},
-        "analyze": {"work_dir"},
-        "generate": {"work_dir", "num_fold", "num_epochs", "overrides"},
-        "train": {"work_dir", "num_fold"},
-        "ensemble": {"work_dir", "num_fold"},
-    }[stage]
-    given = {name: options[name] for name in wanted}
-    if stage == "convert":
-        given["on_bad_crop"] = "exclude"
-    if stage in ("analyze", "generate"):
-        given["datalist"] = f"{options['output_dir']}/datalist.json"
-    outcome = client.run(stage, **given)
-    assert outcome.returncode == 0, outcome.stdout + outcome.stderr
-    assert client.last_run().state.name == "Cached"
-
-
-def test_a_missing_datalist_fails_with_one_line(client, tmp_path):
-    """No shell has replaced the variable, which is the worker's."""
-    datalist = "$HOME/no such/datalist.json"
-    outcome = client.run("analyze", datalist=datalist, work_dir=str(tmp_path / "w"))
-    run = client.last_run()
-    assert outcome.returncode == 1
-    expanded = datalist.replace("$HOME", str(Path.home()))
-    assert run.state.message.startswith(f"no datalist at {expanded}; expected")
-    assert not [line for line in client.logs(run) if "Traceback" in line]
+def test_each_stage_is_a_deployment_that_takes_up_what_is_there(first, client, options, tmp_path):
+    """And a missing datalist fails it with one line, and a config file gives what is not given."""
+    config = tmp_path / "site.yaml"
+    config.write_text("work_dir: /nowhere/at/all\nnum_fold: 2\n")
+    datalist = f"{options['output_dir']}/datalist.json"
+    shared = {"work_dir": options["work_dir"], "num_fold": 2}
+    training = {name: options[name] for name in ("num_epochs", "overrides")}
+    given = {
+        "convert": {
+            **{name: options[name] for name in ("datasplit", "output_dir", "num_fold")},
+            "on_bad_crop": "exclude",
+        },
+        "analyze": {"work_dir": options["work_dir"], "datalist": datalist},
+        "generate": {**shared, **training, "datalist": datalist},
+        "train": {"work_dir": options["work_dir"], "config": str(config)},
+        "ensemble": shared,
+    }
+    for stage, values in given.items():
+        run = client.ended(client.start(stage, **values))
+        assert run.state.name == "Cached", (stage, run.state)
+    # No shell has replaced the variable, which is the worker's.
+    broken = {"datalist": "$HOME/no such/datalist.json", "work_dir": str(tmp_path / "w")}
+    refused = client.ended(client.start("analyze", **broken))
+    assert refused.state.is_failed()
+    missing = f"no datalist at {Path.home()}/no such/datalist.json; expected"
+    assert refused.state.message.startswith(missing)
+    assert not [line for line in client.logs(refused) if "Traceback" in line]
     assert not (tmp_path / "w").exists()
 
 
@@ -199,13 +207,6 @@ def test_bad_parameters_are_refused_when_the_run_is_asked_for(given, named, clie
     outcome = client.run("full", **given)
     assert outcome.returncode != 0
     assert named in outcome.stdout + outcome.stderr
-
-
-def test_a_config_file_gives_what_is_not_given(client, options, tmp_path):
-    config = tmp_path / "site.yaml"
-    config.write_text("work_dir: /nowhere/at/all\nnum_fold: 2\n")
-    outcome = client.run("train", config=str(config), work_dir=options["work_dir"])
-    assert outcome.returncode == 0, outcome.stdout + outcome.stderr
 
 
 def test_a_second_service_in_the_same_folder_is_refused(client, capsys):

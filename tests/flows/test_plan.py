@@ -6,9 +6,7 @@ import pytest
 
 from cellmap_core.cluster.plan import read_plan
 from cellmap_core.cluster.profiles import SITE_VARIABLE
-from tests.flows.test_scripts import script
-
-SMALL = ["init_filters=8", "blocks_down=[1,1]", "patch_size_vox=[16,16,16]", "batch_size=1"]
+from tests.flows.test_scripts import refused, script
 
 
 @pytest.fixture
@@ -37,28 +35,18 @@ def test_the_plan_is_printed_and_kept_and_nothing_else_is_made(phantom, tmp_path
     assert not (tmp_path / "n").exists()
 
 
-def test_what_is_too_big_ends_the_plan_and_full_before_it_starts(converted, tmp_path, profile):
+def test_what_is_too_big_ends_the_plan_and_full_before_it_starts(
+    converted, tmp_path, profile, monkeypatch, capsys
+):
     profile(2)
     big = ("--overrides", "patch_size_vox=[256,256,256]", "--num_fold", 2)
     arguments = ("--datalist", converted.datalist, "--work_dir", "w", *big)
-    full = script("full", *arguments, cwd=tmp_path, home=tmp_path / "prefect")
-    assert full.returncode == 2
-    assert "error: the run does not fit testville: train segresnet: one patch" in full.stderr
+    monkeypatch.chdir(tmp_path)
+    said = refused("full", arguments, capsys)
+    assert said.startswith("error: the run does not fit testville: train segresnet: one patch")
     assert list((tmp_path / "w").iterdir()) == []
     planned = script("full", "--mode", "plan", *arguments, cwd=tmp_path, home=tmp_path / "prefect")
     assert planned.returncode == 2
     assert "segresnet.patch_size_vox or segresnet.init_filters in the overrides" in planned.stderr
     assert "Plan for testville" in planned.stdout
     assert read_plan(tmp_path / "w").problems
-
-
-def test_a_run_keeps_its_plan_and_what_it_used(converted, tmp_path, monkeypatch):
-    monkeypatch.delenv(SITE_VARIABLE, raising=False)
-    arguments = ("--datalist", converted.datalist, "--work_dir", "w", "--num_fold", 2)
-    options = ("--num_epochs", 1, "--overrides", *SMALL, "num_steps_per_epoch=1")
-    done = script("full", *arguments, *options, cwd=tmp_path, home=tmp_path / "prefect")
-    assert done.returncode == 0, done.stderr
-    assert read_plan(tmp_path / "w").site == "this machine"
-    page = (tmp_path / "w" / "plan.md").read_text()
-    assert "# Predicted and used on this machine" in page
-    assert page.count("| train | segresnet_") == 2

@@ -114,16 +114,6 @@ class SlurmService(Client):
 
         return self.ask(create)
 
-    def start(self, deployment, **parameters):
-        """Create a run of a deployment of the project and give its id."""
-
-        async def create(client):
-            found = await client.read_deployment_by_name(f"auto3dseg/{deployment}")
-            run = await client.create_flow_run_from_deployment(found.id, parameters=parameters)
-            return run.id
-
-        return self.ask(create)
-
     def workers(self):
         """The workers that poll the pool."""
         found = self.ask(lambda client: client.read_workers_for_work_pool(services.POOL))
