@@ -11,6 +11,7 @@ import socket
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -18,6 +19,7 @@ from urllib.parse import urlsplit
 from distributed import Client, Worker, WorkerPlugin
 from prefect import Task, get_client, get_run_logger
 from prefect.context import FlowRunContext
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.futures import PrefectFuture, as_completed
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Crashed, State
@@ -315,4 +317,9 @@ def _fetched(future: PrefectFuture[Any]) -> PrefectFuture[Any]:
 def _mark_crashed(future: PrefectFuture[Any], said: str) -> None:
     """Prefect's retries do not see a lost worker, and leave its task running for ever."""
     with get_client(sync_client=True) as client:
-        client.set_task_run_state(future.task_run_id, Crashed(message=said), force=True)
+        try:
+            client.set_task_run_state(future.task_run_id, Crashed(message=said), force=True)
+        except PrefectHTTPStatusError as error:
+            # The worker was gone before the server had heard of the task.
+            if error.response.status_code != HTTPStatus.NOT_FOUND:
+                raise
