@@ -28,22 +28,33 @@ def table_of(document: Mapping[str, Any]) -> LabelTable:
     Raises
     ------
     DatalistError
-        No class is named, a name or an id has two meanings, or an id is not a whole number.
+        No class is named, a name or an id has two meanings, two keys contradict each other, or
+        an id is not a whole number.
     """
     given, labels = document.get("class_names"), document.get("labels")
     if document.get("label_table") is not None:
-        return _own_table(given, document["label_table"])
-    if isinstance(given, list) and given:
-        if all(isinstance(group, dict) for group in given):
-            return _table(_of_groups(given))
-        names = _of_names(given)
+        table = _own_table(given, document["label_table"])
+        ids = {str(g["name"]): tuple(g["index"]) for g in table.groups()}
+        if groups := [g for g in given if isinstance(g, dict) and g.get("index")]:
+            _check_agreement(("label_table", ids), ("class_names", _of_groups(groups)))
         if isinstance(labels, dict):
-            _check_agreement(names, _of_object(labels))
-        return _table(names)
-    for value in (given, labels):
-        if isinstance(value, dict) and value:
-            return _table(_of_object(value), with_ignore=True)
+            _check_agreement(("label_table", ids), ("labels", _of_object(labels)))
+        return table
+    named = _of_class_names(given) if isinstance(given, list | dict) and given else None
+    numbered = _of_object(labels) if isinstance(labels, dict) and labels else None
+    if named and numbered:
+        _check_agreement(("class_names", named), ("labels", numbered))
+    if ids := named or numbered or {}:
+        return _table(ids, with_ignore=not isinstance(given, list) or not given)
     raise DatalistError("it names no classes", _EXPECTED)
+
+
+def _of_class_names(given: list[Any] | dict[str, Any]) -> Ids:
+    if isinstance(given, dict):
+        return _of_object(given)
+    if all(isinstance(group, dict) for group in given):
+        return _of_groups(given)
+    return _of_names(given)
 
 
 def _own_table(given: Any, rows: Any) -> LabelTable:
@@ -82,12 +93,38 @@ def _of_object(labels: Mapping[str, Any]) -> Ids:
     return dict(sorted(found.items(), key=lambda item: min(item[1])))
 
 
-def _check_agreement(names: Ids, labels: Ids) -> None:
-    for name, ids in names.items():
-        if name in labels and labels[name] != ids:
+def _check_agreement(one: tuple[str, Ids], other: tuple[str, Ids]) -> None:
+    """Refuse two keys of a datalist that give a class two ids, or an id two classes.
+
+    Where a class has several ids, the keys may group the ids in two ways under other names.
+
+    Parameters
+    ----------
+    one, other : tuple of (str, dict)
+        The key's name, and the ids by class.
+
+    Raises
+    ------
+    DatalistError
+        They contradict each other.
+    """
+    (key, ids), (other_key, others) = one, other
+    for name in ids:
+        if name in others and set(others[name]) != set(ids[name]):
             raise DatalistError(
-                f"class_names has {name} at id {_text(ids)}, labels at {_text(labels[name])}",
+                f"{key} has {name} at id {_text(ids[name])}, "
+                f"{other_key} at {_text(others[name])}",
                 "one id for a class",
+                "leave one of the two keys out",
+            )
+    if any(len(i) > 1 for i in (*ids.values(), *others.values())):
+        return
+    called = {i: name for name, own in others.items() for i in own}
+    for name, i in ((name, i) for name, own in ids.items() for i in own):
+        if i in called and _plain(called[i]) != _plain(name):
+            raise DatalistError(
+                f"{key} calls id {i} {name}, {other_key} calls it {called[i]}",
+                "one class for an id",
                 "leave one of the two keys out",
             )
 
@@ -148,12 +185,16 @@ def _unique(names: list[str]) -> list[str]:
 
 
 def _is_background(name: str) -> bool:
-    return name.strip(" _").lower() == _BACKGROUND
+    return _plain(name) == _BACKGROUND
 
 
 def _is_ignore(name: str) -> bool:
-    return name.strip(" _").lower() == _IGNORE
+    return _plain(name) == _IGNORE
+
+
+def _plain(name: str) -> str:
+    return name.strip(" _").lower()
 
 
 def _text(ids: Iterable[int]) -> str:
-    return ", ".join(map(str, ids))
+    return ", ".join(map(str, ids)) or "none"

@@ -338,16 +338,23 @@ def _expanded(path: Path, key: str, rows: Any, root: Path) -> Any:
     """
     if not isinstance(rows, list):
         return rows
-    return [_expanded_row(f"{path}: {key} entry {n}", row, root) for n, row in enumerate(rows)]
+    named = [(f"{path}: {key} entry {n}", row) for n, row in enumerate(rows)]
+    if key in (*_TESTING, *_VALIDATION):  # In other lists, texts are names or notes.
+        named = [
+            (w, _expanded_path(w, row, root) if isinstance(row, str) else row) for w, row in named
+        ]
+    return [_expanded_row(where, row, root) for where, row in named]
 
 
 def _expanded_row(where: str, row: Any, root: Path) -> Any:
     if not isinstance(row, dict):
         return row
-    paths = {key: row[key] for key in ("image", "label") if isinstance(row.get(key), str)}
-    for key, value in paths.items():
-        try:
-            paths[key] = expand(value, root)
-        except PathError as error:
-            raise DatalistError(f"{where}, {key}: {error.found}", "", error.do) from error
-    return {**row, **paths}
+    keys = [key for key in ("image", "label") if isinstance(row.get(key), str)]
+    return {**row, **{key: _expanded_path(f"{where}, {key}", row[key], root) for key in keys}}
+
+
+def _expanded_path(where: str, path: str, root: Path) -> str:
+    try:
+        return expand(path, root)
+    except PathError as error:
+        raise DatalistError(f"{where}: {error.found}", "", error.do) from error

@@ -185,6 +185,17 @@ def test_paths_of_a_datalist(home, converted):
     analyzer.get_all_case_stats()
     assert analyzer.failures == ()
     assert (home / "stats.yaml").is_file()
+    # A plain text is a path in a list of cases to predict; elsewhere it is a name or a note.
+    document["testing"], document["notes"] = [f"$DATA/{plain}", "~/b.nii"], ["~ $NONE"]
+    document["holdout"] = ["$NONE"]
+    moved.write_text(json.dumps(document))
+    datalist = read_datalist(moved)
+    assert [e.image for e in datalist.testing] == [f"{home}/data/{plain}", f"{home}/b.nii"]
+    assert datalist.notes == ("~ $NONE",)
+    for key in ("testing", "val"):
+        moved.write_text(json.dumps({**document, key: ["$NONE/a.nii"]}))
+        with pytest.raises(DatalistError, match=rf"moved.json: {key} entry 0: \$NONE is not"):
+            read_datalist(moved)
     entry["image"] = "$NONE/a.nii.gz"
     moved.write_text(json.dumps(document))
     with pytest.raises(DatalistError, match=r"moved.json: training entry 0, image: \$NONE is not"):
