@@ -35,7 +35,7 @@ def table_of(document: Mapping[str, Any]) -> LabelTable:
     if document.get("label_table") is not None:
         table = _own_table(given, document["label_table"])
         ids = {str(g["name"]): tuple(g["index"]) for g in table.groups()}
-        if groups := [g for g in given if isinstance(g, dict) and g.get("index")]:
+        if groups := [g for g in given or () if isinstance(g, dict) and g.get("index")]:
             _check_agreement(("label_table", ids), ("class_names", _of_groups(groups)))
         if isinstance(labels, dict):
             _check_agreement(("label_table", ids), ("labels", _of_object(labels)))
@@ -112,8 +112,7 @@ def _check_agreement(one: tuple[str, Ids], other: tuple[str, Ids]) -> None:
     for name in ids:
         if name in others and set(others[name]) != set(ids[name]):
             raise DatalistError(
-                f"{key} has {name} at id {_text(ids[name])}, "
-                f"{other_key} at {_text(others[name])}",
+                f"{key} has {name} at id {_text(ids[name])}, {other_key} at {_text(others[name])}",
                 "one id for a class",
                 "leave one of the two keys out",
             )

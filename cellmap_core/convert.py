@@ -25,7 +25,7 @@ from cellmap_core.crop_files import (
     write_label,
 )
 from cellmap_core.crop_folders import with_stored_classes
-from cellmap_core.crop_refs import listed_twice, names_of_stores, with_test_crops
+from cellmap_core.crop_refs import names_of_stores, with_test_crops
 from cellmap_core.crops_table import CropRow, write_crops_table
 from cellmap_core.datalist import Datalist, Entry, write_datalist
 from cellmap_core.datasplit import CropRef, Datasplit, read_datasplit, read_test_manifest
@@ -214,7 +214,7 @@ def _warn_of_names(datasplit: Datasplit) -> None:
         if len(stores) > 1:
             listed = ", ".join(f"{name} ({store})" for name, store in sorted(stores.items()))
             logger.warning("%d stores are called %s; their datasets: %s", len(stores), base, listed)
-    for known, crop in listed_twice(datasplit):
+    for known, crop in datasplit.listed_twice:
         logger.warning(
             "%s is in the datasplit (%s) and in the test manifest, whose grid is predicted as %s",
             known.name,

@@ -101,11 +101,14 @@ class Datasplit(Frozen):
     stored_classes : tuple of str
         Classes found in the crops' folders, where no row lists any. They are not listed in the
         crops: a folder for a class does not say that somebody annotated it.
+    listed_twice : tuple of (CropRef, CropRef)
+        Crops that a test manifest lists too, each with the crop that is predicted for that.
     """
 
     crops: tuple[CropRef, ...]
     bad_rows: tuple[BadRow, ...] = ()
     stored_classes: tuple[str, ...] = ()
+    listed_twice: tuple[tuple[CropRef, CropRef], ...] = ()
 
     def classes(self) -> tuple[str, ...]:
         """Every class the rows list, in the order first met, or else that is stored."""
@@ -174,22 +177,19 @@ def with_test_crops(datasplit: Datasplit, crops: Sequence[CropRef]) -> Datasplit
     One that has the name of a crop of the datasplit gets a name of its own, and thus files of
     its own: the two may differ in extent.
     """
-    taken = {crop.name for crop in datasplit.crops}
-    added = []
+    known = {crop.name: crop for crop in datasplit.crops}
+    taken = {*known, *(crop.name for crop in crops)}
+    added, twice = [], []
     for crop in crops:
-        while crop.name in taken:
-            crop = crop.model_copy(update={"crop": f"{crop.crop}{_TEST_SUFFIX}"})
-        taken.add(crop.name)
-        added.append(crop)
-    return datasplit.model_copy(update={"crops": (*datasplit.crops, *added)})
-
-
-def listed_twice(datasplit: Datasplit) -> tuple[tuple[CropRef, CropRef], ...]:
-    """Crops of the datasplit that are to be predicted too, each with its reference for that."""
-    by_name = {crop.name: crop for crop in datasplit.crops}
-    given = (c for c in by_name.values() if c.grid and c.crop.endswith(_TEST_SUFFIX))
-    pairs = ((by_name.get(c.name.removesuffix(_TEST_SUFFIX)), c) for c in given)
-    return tuple((one, c) for one, c in pairs if one is not None)
+        new = crop
+        if crop.name in known:
+            while new.name in taken:
+                new = new.model_copy(update={"crop": f"{new.crop}{_TEST_SUFFIX}"})
+            twice.append((known[crop.name], new))
+        taken.add(new.name)
+        added.append(new)
+    crops = (*datasplit.crops, *added)
+    return datasplit.model_copy(update={"crops": crops, "listed_twice": tuple(twice)})
 
 
 def names_of_stores(crops: Iterable[CropRef]) -> dict[str, dict[str, str]]:

@@ -35,7 +35,7 @@ _GRID = ("voxel_size", "translation", "shape")
 # No volume is larger; what is, is a mistake.
 _LARGEST_NM = 1e9
 # pandas and spreadsheets make 1.0 of the number 1 where another row of the column is empty.
-_CROP_NUMBER = re.compile(r"(?:crop)?([0-9]+)(?:\.0*)?")
+_CROP_NUMBER = re.compile(r"(crop)?([0-9]+)(?:\.0*)?")
 _NUMBER = re.compile(r"(?:crop)?[-+]?[0-9]*[.,]?[0-9]+(?:[eE][-+]?[0-9]+)?")
 
 
@@ -102,6 +102,7 @@ def read_test_manifest(
     for line, text in rows[1:]:
         try:
             new = read(text).model_copy(update={"line": line})
+            _check_zeros(new, crops)
             found[new.name] = _finer(found.get(new.name), new)
         except CellmapError as error:
             raise DatasplitError(
@@ -141,6 +142,23 @@ def _read_test_row(text: str, names: tuple[str, ...], raws: _Raws, start: str) -
     known = raws.of(dataset, row.get("alignment"))
     raw = known or f"{_alignment(dataset, row, start)}/em/{IMAGE}"
     return CropRef(dataset=dataset, crop=crop, split="test", raw=raw, grid=_grid(row))
+
+
+def _without_zeros(digits: str) -> str:
+    return digits.lstrip("0") or "0"
+
+
+def _check_zeros(new: CropRef, crops: Sequence[CropRef]) -> None:
+    """Refuse ``crop01`` where no crop is called so: ``crop1`` would be predicted a second time.
+
+    Raises
+    ------
+    RowError
+        The crop's number starts with zeros, and no crop of the datasplit is called so.
+    """
+    plain = re.sub(r"^crop0+(?=[0-9])", "crop", new.crop)
+    if plain != new.crop and new.name not in {crop.name for crop in crops}:
+        raise RowError(f"crop_name {new.crop}", f"{plain}, without leading zeros")
 
 
 def _finer(known: CropRef | None, new: CropRef) -> CropRef:
@@ -203,9 +221,23 @@ def _read_row(
 
 
 def _placed(row: dict[str, str], start: str) -> tuple[str, str, str, str, str]:
-    """Dataset, crop, raw, labels, and the store that names the dataset if the row does not."""
+    """Dataset, crop, raw, labels, and the store that names the dataset if the row does not.
+
+    Raises
+    ------
+    RowError
+        A location is missing, or two columns give the crop two numbers.
+    """
     labels, raw = (absolute(_without_level(_given(row, name)), start) for name in _PLACED)
-    crop = _crop_name(row.get("crop_number") or row.get("crop_name") or labels.rsplit("/", 1)[-1])
+    named = [(name, row[name]) for name in ("crop_number", "crop_name") if row.get(name)]
+    named.append(("crop_url", labels.rsplit("/", 1)[-1]))
+    crop = _crop_name(named[0][1])
+    found = [(name, _CROP_NUMBER.fullmatch(text)) for name, text in named]
+    numbered = [(name, _without_zeros(match[2])) for name, match in found if match]
+    for name, number in numbered[1:]:
+        first, known = numbered[0]
+        if number != known:
+            raise RowError(f"{first} {row[first]} and {name} {row[name]}", "one number for a crop")
     dataset = row.get("collection") or row.get("dataset")
     if dataset:
         return dataset, crop, raw, labels, ""
@@ -226,7 +258,7 @@ def _given(row: dict[str, str], name: str) -> str:
 
 
 def _crop_name(name: str) -> str:
-    """``crop1`` of ``1``, ``1.0`` and ``crop1.0``; other names as they are.
+    """``crop1`` of ``1``, ``01``, ``1.0`` and ``crop1.0``; other names, as ``crop01``, as they are.
 
     Raises
     ------
@@ -234,7 +266,9 @@ def _crop_name(name: str) -> str:
         It is a number that no crop can have.
     """
     if number := _CROP_NUMBER.fullmatch(name):
-        return f"crop{number.group(1)}"
+        prefix, digits = number.groups()
+        # A folder may be called crop01.
+        return f"crop{digits if prefix else _without_zeros(digits)}"
     if _NUMBER.fullmatch(name):
         raise RowError(f"crop {name}", "a whole number, or the name of a crop")
     return name

@@ -122,9 +122,7 @@ def listed(folder, **document):
 
 TWO = [((), ()), (("mito",), ()), (("er",), ())]
 GROUPS = [{"name": "mito", "index": 1}, {"name": "er", "index": 2}]
-OWN = [
-    {"id": i, "present": names, "unknown": []} for i, names in enumerate(([], ["mito"], ["er"]))
-]
+OWN = [{"id": i, "present": names, "unknown": []} for i, names in enumerate(([], ["mito"], ["er"]))]
 
 
 @pytest.mark.parametrize(
@@ -192,18 +190,33 @@ def test_an_id_between_others_that_none_names_has_no_meaning(tmp_path):
         ({"labels": {"mito": 1, "background": [0, 1]}}, "id 1 is of a class and of background"),
         ({"labels": ["mito"]}, "names no classes"),
         ({"class_names": [{"name": "mito"}]}, "class mito has no ids but None"),
-        ({"class_names": GROUPS, "labels": {"er": 1, "mito": 2}},
-         "class_names has mito at id 1, labels at 2; expected one id"),
-        ({"class_names": {"mito": 1, "er": 2}, "labels": {"1": "er", "2": "mito"}},
-         "class_names has mito at id 1, labels at 2"),
-        ({"class_names": ["mito", "er"], "labels": {"1": "golgi", "2": "nuc"}},
-         "class_names calls id 1 mito, labels calls it golgi; expected one class for an id"),
-        ({"class_names": GROUPS, "labels": {"golgi": 1, "nuc": 2}},
-         "class_names calls id 1 mito, labels calls it golgi"),
-        ({"class_names": GROUPS[::-1], "label_table": OWN, "labels": {"er": 1}},
-         "label_table has er at id 2, labels at 1"),
-        ({"class_names": [{"name": "mito", "index": [2]}, {"name": "er", "index": [1]}],
-          "label_table": OWN}, "label_table has mito at id 1, class_names at 2"),
+        (
+            {"class_names": GROUPS, "labels": {"er": 1, "mito": 2}},
+            "class_names has mito at id 1, labels at 2; expected one id",
+        ),
+        (
+            {"class_names": {"mito": 1, "er": 2}, "labels": {"1": "er", "2": "mito"}},
+            "class_names has mito at id 1, labels at 2",
+        ),
+        (
+            {"class_names": ["mito", "er"], "labels": {"1": "golgi", "2": "nuc"}},
+            "class_names calls id 1 mito, labels calls it golgi; expected one class for an id",
+        ),
+        (
+            {"class_names": GROUPS, "labels": {"golgi": 1, "nuc": 2}},
+            "class_names calls id 1 mito, labels calls it golgi",
+        ),
+        (
+            {"class_names": GROUPS[::-1], "label_table": OWN, "labels": {"er": 1}},
+            "label_table has er at id 2, labels at 1",
+        ),
+        (
+            {
+                "class_names": [{"name": "mito", "index": [2]}, {"name": "er", "index": [1]}],
+                "label_table": OWN,
+            },
+            "label_table has mito at id 1, class_names at 2",
+        ),
     ],  # fmt: skip
 )
 def test_classes_that_mean_no_ids_are_refused(document, message, tmp_path):

@@ -172,6 +172,25 @@ def test_a_manifest_that_went_through_pandas_is_the_same(tmp_path):
     assert crop.name == "b/crop3"
 
 
+def test_a_crop_has_one_number_in_all_columns(tmp_path):
+    """The voxels of crop1 were written as crop2, and 01 was another crop than 1."""
+    url = "{}.zarr/recon-1/labels/groundtruth/{}/s0,a.zarr/recon-1/em/fibsem-uint8"
+    given = [("2.0", "crop1"), ("1.0", "crop1"), ("02", "crop2"), ("3", "crop03"), ("4", "roi")]
+    rows = [f"{number},a,recon-1,{url.format('a', crop)}" for number, crop in given]
+    datasplit = read_datasplit(written(tmp_path / "m.csv", [PLACED, *rows]))
+    (bad,) = datasplit.bad_rows
+    expected = "crop_number 2.0 and crop_url a.zarr/recon-1/labels/groundtruth/crop1/s0; expected"
+    assert (bad.line, bad.reason) == (2, f"{expected} one number for a crop")
+    found = [(c.crop, c.labels.rsplit("/", 1)[-1]) for c in datasplit.crops]
+    assert found == [
+        ("crop1", "crop1"), ("crop2", "crop2"), ("crop3", "crop03"), ("crop4", "roi"),
+    ]  # fmt: skip
+    rows = ["1,a,mito", "01,a,pm", "crop02,a,mito"]
+    one, other = read_datasplit(written(tmp_path / "n.csv", [NAMED, *rows])).crops
+    assert (one.crop, one.classes) == ("crop1", ("mito", "pm"))
+    assert other.labels.endswith("/crop02")
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [

@@ -1,5 +1,6 @@
 import pytest
 
+from cellmap_core.crop_refs import Datasplit, with_test_crops
 from cellmap_core.datasplit import CropRef, parse_row, read_datasplit, read_test_manifest
 from cellmap_core.errors import DatasplitError, RowError
 
@@ -200,9 +201,32 @@ def to_predict(folder, *rows, crops=()):
 
 def test_a_crop_number_with_a_decimal_point_is_that_crop(tmp_path):
     """Which is what pandas writes where another row of the column is empty."""
-    numbers = ("1.0", "2.", "crop3.0", "4", "crop5", "my crop")
+    numbers = ("1.0", "2.", "crop3.0", "4", "crop5", "my crop", "01", "007.0")
     crops = to_predict(tmp_path, *({"crop": n} for n in numbers))
-    assert [c.crop for c in crops] == ["crop1", "crop2", "crop3", "crop4", "crop5", "my crop"]
+    # 01 is crop1, which has one entry.
+    assert [c.crop for c in crops] == [*(f"crop{n}" for n in range(1, 6)), "my crop", "crop7"]
+
+
+def test_a_crop_is_called_crop01_only_where_a_crop_is(tmp_path):
+    own = CropRef(dataset="jrc_x", crop="crop01", split="train", raw="/d/jrc_x.zarr/em")
+    (crop,) = to_predict(tmp_path, {"crop": "crop01"}, crops=[own])
+    assert crop.crop == "crop01"
+    for crops in ([], [own.model_copy(update={"crop": "crop1"})]):
+        with pytest.raises(DatasplitError, match="line 3: crop_name crop01; expected crop1, with"):
+            to_predict(tmp_path, {"crop": "1"}, {"crop": "crop01"}, crops=crops)
+
+
+def test_only_crops_that_are_in_both_lists_are_said_to_be(tmp_path):
+    """crop1-test of a manifest was taken for crop1, and crop1 of the manifest for a listed one."""
+    crops = to_predict(tmp_path, *({"crop": c} for c in ("1", "crop1-test", "2", "crop2-test")))
+    one = CropRef(dataset="jrc_x", crop="crop1", split="train", raw="/d/jrc_x.zarr/em")
+    for order in (crops, crops[::-1]):
+        datasplit = with_test_crops(Datasplit(crops=(one,)), order)
+        ((known, predicted),) = datasplit.listed_twice
+        assert (known, predicted.crop) == (one, "crop1-test-test")
+        assert sorted(c.crop for c in datasplit.crops) == [
+            "crop1", "crop1-test", "crop1-test-test", "crop2", "crop2-test",
+        ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
