@@ -15,7 +15,7 @@ from cellmap_core import nifti
 from cellmap_core.alignment import Alignment, alignment
 from cellmap_core.combinations import CODE_DTYPE, Coder, look_up
 from cellmap_core.crop import Crop, open_crop
-from cellmap_core.crop_refs import place_of, tissue_of
+from cellmap_core.crop_refs import tissue_of, volume_of
 from cellmap_core.crops_table import CropRow, Status
 from cellmap_core.datalist import CaseInfo
 from cellmap_core.datasplit import CropRef
@@ -211,7 +211,7 @@ def _read_open_crop(crop: Crop, classes: tuple[str, ...], options: ConvertOption
 def _extent(crop: Crop) -> Extent:
     return Extent(
         name=crop.ref.name,
-        volume=place_of(crop.ref.raw),
+        volume=volume_of(crop.ref.raw),
         box=box_within(crop.label_grid),
         tissue=tissue_of(crop.ref),
     )

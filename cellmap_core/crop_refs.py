@@ -18,6 +18,8 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 
 # The folder of a reconstruction, the first in a store of CellMap's layout.
 _RECON = re.compile(r"recon-")
+# Parts of the path of an image in a store of CellMap's layout: recon-N/em/<image>.
+_EM_DEPTH = 3
 # What the uses of crops are called in the lists of other tools.
 _SYNONYMS: dict[str, Split] = {
     "training": "train",
@@ -220,6 +222,22 @@ def in_store(location: str) -> tuple[str, str, tuple[str, ...]]:
 def place_of(location: str) -> str:
     """Return the one name of a location: links in a local path are followed."""
     return location if "://" in location else os.path.realpath(location)
+
+
+def volume_of(raw: str) -> str:
+    """Return the name of the volume that a raw image shows.
+
+    All images of one reconstruction in CellMap's layout (``<store>/recon-N/em/<image>``) have
+    one coordinate system, and the reconstruction is their volume. Another image is its own.
+    """
+    place = place_of(raw)
+    try:
+        _, store, inside = in_store(place)
+    except RowError:
+        return place
+    if len(inside) == _EM_DEPTH and _RECON.match(inside[0]) and inside[1] == "em":
+        return f"{store}/{inside[0]}"
+    return place
 
 
 def tissue_of(ref: CropRef) -> str:

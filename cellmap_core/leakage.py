@@ -35,7 +35,7 @@ class Extent(Frozen):
     name : str
         The crop's name.
     volume : str
-        The raw volume that it is cut from.
+        The raw volume that it is cut from: the same for all images of one reconstruction.
     box : Box
         Its place in the volume's coordinates, a part of a voxel smaller on each side.
     tissue : str

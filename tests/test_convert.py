@@ -365,7 +365,12 @@ def test_crops_that_show_the_same_voxels_share_a_fold(own_phantom, tmp_path, cap
         moved(labels / "crop1", name, nm)
     first = own_phantom.read_text().splitlines()[0]
     names = ("crop1", "crop7", "crop8", "crop9")
-    own_phantom.write_text("\n".join(first.replace("crop1", name) for name in names))
+    rows = {name: first.replace("crop1", name) for name in names}
+    # Two images of one reconstruction show the same place.
+    em = own_phantom.parent / "phantom-a/phantom-a.zarr/recon-1/em"
+    shutil.copytree(em / "fibsem-uint8", em / "fibsem-uint16")
+    rows["crop7"] = rows["crop7"].replace("fibsem-uint8", "fibsem-uint16")
+    own_phantom.write_text("\n".join(rows.values()))
     result = run(own_phantom, tmp_path / "out", fold_by="crop")
     datalist = read_datalist(result.datalist)
     folds = {e.cellmap.crop: e.fold for e in datalist.training}
