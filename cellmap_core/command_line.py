@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from cellmap_core.classes import suggest
-from cellmap_core.errors import OptionError
+from cellmap_core.errors import OptionError, PathError
 from cellmap_core.options import MODELS
 from cellmap_core.paths import expand_path
 
@@ -89,16 +89,21 @@ def _of_stage(values: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in others}
 
 
-def _first_problem(error: ValidationError, model: type[BaseModel]) -> tuple[str, str]:
+def _first_problem(error: ValidationError, model: type[BaseModel]) -> tuple[str, str, str]:
+    """Return what was found, what was expected and what to do."""
     # Of a union the last branch is the one that says what forms there are.
     problem = error.errors()[-1]
     name = str(problem["loc"][0]) if problem["loc"] else model.__name__
     field = model.model_fields.get(name)
-    about = f" ({field.description})" if field and field.description else ""
-    # The texts of our own validators may hold names, whose case matters.
-    own = problem["type"] == "value_error"
-    said = problem["msg"].removeprefix("Value error, ") if own else problem["msg"].lower()
-    return f"{name}={problem['input']!r}", f"{said}{about}"
+    about = (field.description if field else "") or ""
+    raised = problem.get("ctx", {}).get("error")
+    if isinstance(raised, Exception) and isinstance(cause := raised.__cause__, PathError):
+        return f"{name}: {cause.found}", cause.expected, cause.do
+    said, found = problem["msg"], f"{name}={problem['input']!r}"
+    for start in ("Value error, give ", "Input should be "):
+        if said.startswith(start):
+            return found, said.removeprefix(start) + (f" ({about})" if about else ""), ""
+    return f"{found} ({said.removeprefix('Value error, ')})", about, ""
 
 
 class _Parser(argparse.ArgumentParser):

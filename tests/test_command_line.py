@@ -78,11 +78,13 @@ def test_a_file_that_is_no_yaml_of_options_is_refused(content, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--target_spacing", "abc"], "give native, one size|greater than 0|valid number"),
-        (["--target_spacing", "1", "2"], "give native, one size in nm, or three"),
+        (["--target_spacing", "abc"], "expected native, one size|greater than 0|valid number"),
+        (["--target_spacing", "1", "2"], "expected native, one size in nm, or three"),
         (["--target_spacing", "inf"], "finite"),
-        (["--target_spacing", "0"], "greater than 0"),
-        (["--scale", "best"], "give s0, s1"),
+        (["--target_spacing", "0"], "expected greater than 0"),
+        (["--scale", "best"], "scale='best'; expected s0, s1, … or auto"),
+        (["--fold_by", "Crop"], "fold_by='Crop'; expected 'auto', 'dataset' or 'crop'"),
+        (["--num_fold", "1"], "num_fold='1'; expected greater than or equal to 2"),
     ],
 )
 def test_values_are_explained(words, message):

@@ -188,7 +188,7 @@ def test_each_stage_is_a_deployment_that_takes_up_what_is_there(first, client, o
     ("given", "said"),
     [
         ({"work_dir": "$NOT_SET_ANYWHERE/w"}, "$NOT_SET_ANYWHERE is not set here"),
-        ({"scale": "best"}, "scale='best'; expected give s0"),
+        ({"scale": "best"}, "scale='best'; expected s0"),
     ],
 )
 def test_a_parameter_that_only_the_run_can_judge_fails_with_one_line(given, said, client):
