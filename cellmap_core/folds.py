@@ -69,20 +69,16 @@ def assign_folds(
         What could not be had: shared datasets, classes missing from a fold; with the remedy.
     """
     items = sorted(items, key=lambda i: i.name)
-    whole, parted = (_deal(_groups(items, d), num_fold) for d in (True, False))
-    datasets = len(_groups(items, by_dataset=True))
-    few = num_fold <= datasets < _MANY * num_fold
-    gained = _gained(items, whole, parted) if few else ()
-    by_dataset = by == "dataset" or (by == "auto" and datasets >= num_fold and not gained)
-    folds = whole if by_dataset else parted
-    made = len(set(folds.values()))
+    folds, by_dataset, gained = _chosen(items, num_fold, by)
+    made, datasets = len(set(folds.values())), len(_groups(items, by_dataset=True))
+    crops = len(_groups(items, by_dataset=False))
     notes = []
     if made < num_fold:
         notes.append(
-            f"{num_fold} folds asked for, {made} made: there are no more "
-            f"{'datasets' if by_dataset else 'crops'}; {fold_remedy(made, by_dataset)}"
+            f"{num_fold} folds asked for, {made} made: {_why_no_more(items, made, by_dataset)}; "
+            f"{fold_remedy(made, by_dataset, parts=crops > made)}"
         )
-    if not by_dataset and datasets < len(_groups(items, by_dataset=False)):
+    if not by_dataset and datasets < crops:
         why = f"else {', '.join(gained)} would be in one fold alone; " if by == "auto" else ""
         notes.append(
             f"crops of one dataset are in different folds ({why if gained else ''}{datasets} "
@@ -90,8 +86,33 @@ def assign_folds(
             f"{'; fold_by=dataset keeps them together' if datasets >= num_fold else ''}"
         )
     if made > 1:
-        notes += _class_notes(items, folds, parted)
+        notes += _class_notes(items, folds, by, by_dataset)
     return folds, tuple(notes)
+
+
+def _chosen(
+    items: Sequence[FoldItem], num_fold: int, by: str
+) -> tuple[dict[str, int], bool, tuple[str, ...]]:
+    """Fold by crop name, whether datasets are whole, and the classes that gain if they are not."""
+    whole, parted = (_deal(_groups(items, d), num_fold) for d in (True, False))
+    datasets = len(_groups(items, by_dataset=True))
+    few = num_fold <= datasets < _MANY * num_fold
+    gained = _gained(items, whole, parted) if few else ()
+    by_dataset = by == "dataset" or (by == "auto" and datasets >= num_fold and not gained)
+    return (whole if by_dataset else parted), by_dataset, gained
+
+
+def _why_no_more(items: Sequence[FoldItem], made: int, by_dataset: bool) -> str:
+    """Why there are no more groups of crops than folds were made."""
+    what = "datasets" if by_dataset else "crops"
+    count = len({item.dataset for item in items}) if by_dataset else len(items)
+    if count == made:
+        return f"there are no more {what}"
+    shared = "datasets with crops" if by_dataset else "crops"
+    return (
+        f"{shared} that show the same voxels are in one fold, and the {count} {what} are "
+        f"{made} such group{'' if made == 1 else 's'}"
+    )
 
 
 def with_folds(datalist: Datalist, num_fold: int, by: str = "auto") -> Datalist:
@@ -100,9 +121,19 @@ def with_folds(datalist: Datalist, num_fold: int, by: str = "auto") -> Datalist:
     Cases that show the same voxels are in one fold.
     """
     pairs = shared_voxels(datalist)
+    folds, notes = assign_folds(_items(datalist, pairs), num_fold, by)
+    training = tuple(e.model_copy(update={"fold": folds[e.image]}) for e in datalist.training)
+    dealt = datalist.model_copy(update={"training": training})
+    notes = (*notes, *leakage_notes(dealt, pairs))
+    _log(notes)
+    return dealt.model_copy(update={"notes": notes})
+
+
+def _items(datalist: Datalist, pairs: Sequence[tuple[Entry, Entry]]) -> list[FoldItem]:
+    """The training cases as the folds see them; ``pairs`` are those that share voxels."""
     trained = {entry.image for entry in datalist.training}
     together = joined((a.image, b.image) for a, b in pairs if b.image in trained)
-    items = [
+    return [
         FoldItem(
             name=entry.image,  # Unlike a name, a path is no one else's.
             dataset=specimen_of(entry),
@@ -111,12 +142,6 @@ def with_folds(datalist: Datalist, num_fold: int, by: str = "auto") -> Datalist:
         )
         for entry in datalist.training
     ]
-    folds, notes = assign_folds(items, num_fold, by)
-    training = tuple(e.model_copy(update={"fold": folds[e.image]}) for e in datalist.training)
-    dealt = datalist.model_copy(update={"training": training})
-    notes = (*notes, *leakage_notes(dealt, pairs))
-    _log(notes)
-    return dealt.model_copy(update={"notes": notes})
 
 
 def crops_lacking(source: object, count: int, num_fold: int) -> tuple[str, str, str] | None:
@@ -183,16 +208,30 @@ def working_datalist(source: Path, work_dir: Path, num_fold: int, by: str = "aut
 def _check_made(source: Path, datalist: Datalist, num_fold: int, by: str) -> None:
     made = len(datalist.folds())
     if made < num_fold:
+        # Where there are too few datasets, auto has parted them already.
+        by_dataset = by == "dataset"
+        items = _items(datalist, shared_voxels(datalist))
         raise DatalistError(
-            f"{source}: {made} of {num_fold} folds can be made with fold_by={by}",
+            f"{source}: {made} of {num_fold} folds can be made with fold_by={by}: "
+            f"{_why_no_more(items, made, by_dataset)}",
             "a group of crops for each fold",
-            fold_remedy(made, by != "crop"),
+            fold_remedy(made, by_dataset, parts=len(_groups(items, by_dataset=False)) > made),
         )
 
 
-def fold_remedy(groups: int, by_dataset: bool) -> str:
-    """Return what to do about fewer groups of crops than folds."""
-    choices = ["set fold_by=crop"] if by_dataset else []
+def fold_remedy(groups: int, by_dataset: bool, parts: bool = True) -> str:
+    """Return what to do about fewer groups of crops than folds.
+
+    Parameters
+    ----------
+    groups : int
+        How many there are.
+    by_dataset : bool
+        Whether a dataset is in one group as a whole.
+    parts : bool
+        Whether there would be more groups if it were not.
+    """
+    choices = ["set fold_by=crop"] if by_dataset and parts else []
     choices += [f"set num_fold to {groups} or less"] if groups >= _FEWEST else []
     return " or ".join([*choices, f"add crops{' of other datasets' if by_dataset else ''}"])
 
@@ -290,24 +329,47 @@ def _gained(
 
 
 def _class_notes(
-    items: Sequence[FoldItem], folds: Mapping[str, int], parted: Mapping[str, int]
+    items: Sequence[FoldItem], folds: Mapping[str, int], by: str, by_dataset: bool
 ) -> list[str]:
     """A note on each class that a fold cannot validate, with the remedy."""
     notes, every = [], set(folds.values())
-    better = _folds_having(items, parted)
-    for name, having in sorted(_folds_having(items, folds).items()):
-        remedy = (
-            f"fold_by=crop has it in {len(better[name])} folds"
-            if len(better[name]) > len(having)
-            else "annotate it in more crops, or set a smaller num_fold"
-        )
+    lacking = {n: h for n, h in sorted(_folds_having(items, folds).items()) if h != every}
+    remedies = _class_remedies(items, lacking, len(every), by, by_dataset) if lacking else {}
+    for name, having in lacking.items():
         if len(having) == 1:
             (only,) = having
             notes.append(
                 f"{name} is present in fold {only} alone: the model of fold {only} never sees it, "
-                f"the others never validate it; {remedy}"
+                f"the others never validate it; {remedies[name]}"
             )
-        elif missing := sorted(every - having):
-            listed = ", ".join(map(str, missing))
-            notes.append(f"{name} is not present in fold {listed}: not validated there; {remedy}")
+        else:
+            listed = ", ".join(map(str, sorted(every - having)))
+            notes.append(
+                f"{name} is not present in fold {listed}: not validated there; {remedies[name]}"
+            )
     return notes
+
+
+def _class_remedies(
+    items: Sequence[FoldItem],
+    lacking: Mapping[str, set[int]],
+    made: int,
+    by: str,
+    by_dataset: bool,
+) -> dict[str, str]:
+    """What helps each class that is not in every fold; what does not help is left out."""
+    better = _folds_having(items, _deal(_groups(items, by_dataset=False), made))
+    fewer = {
+        count: _folds_having(items, _chosen(items, count, by)[0])
+        for count in range(made - 1, _FEWEST - 1, -1)
+    }
+    remedies = {}
+    for name, having in lacking.items():
+        if len(better[name]) > len(having):
+            remedies[name] = f"fold_by=crop has it in {len(better[name])} folds"
+            continue
+        remedies[name] = f"annotate it in more crops{' of other datasets' if by_dataset else ''}"
+        enough = next((n for n, found in fewer.items() if len(found[name]) == n), None)
+        if enough is not None:
+            remedies[name] += f", or set num_fold to {enough}, which has it in every fold"
+    return remedies

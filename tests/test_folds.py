@@ -37,6 +37,26 @@ def test_a_class_of_one_fold_is_named():
     _, notes = assign_folds([item("a", 1, "mito", "np"), item("b", 2, "mito")], 2)
     assert len(notes) == 1
     assert notes[0].startswith("np is present in fold")
+    # No number of folds helps a class of one crop.
+    assert notes[0].endswith("never validate it; annotate it in more crops of other datasets")
+    rare = [item("a", i, "mito", *(["np"] if i == 1 else [])) for i in range(6)]
+    for count in (2, 5):
+        _, (_, note) = assign_folds(rare, count, "crop")
+        assert note.endswith("never validate it; annotate it in more crops")
+
+
+def test_a_smaller_num_fold_is_said_where_it_helps():
+    items = [item(f"d{i}", i, "mito", *(["np"] if i < 3 else [])) for i in range(8)]
+    _, (note,) = assign_folds(items, 4)
+    assert "np is not present in fold" in note
+    assert note.endswith(", or set num_fold to 3, which has it in every fold")
+    _, notes = assign_folds(items, 3)
+    assert not notes
+    # Crops that show the same voxels are in one fold, whatever their number.
+    tied = [i.model_copy(update={"together": "x"}) if "np" in i.present else i for i in items]
+    _, (note,) = assign_folds(tied, 4, "crop")
+    assert note.startswith("np is present in fold")
+    assert "num_fold" not in note
 
 
 def test_the_order_of_the_crops_does_not_matter():
@@ -79,6 +99,21 @@ def test_fewer_folds_than_asked_for_are_said():
     whole = [item("a", 1, "mito"), item("a", 2, "mito")]
     _, (note,) = assign_folds(whole, 2, "dataset")
     assert note.endswith("no more datasets; set fold_by=crop or add crops of other datasets")
+    tied = [item(d, i, "mito").model_copy(update={"together": d}) for d in "ab" for i in (1, 2)]
+    (note,) = (n for n in assign_folds(tied, 3, "crop")[1] if "asked for" in n)
+    assert note == (
+        "3 folds asked for, 2 made: crops that show the same voxels are in one fold, and the 4 "
+        "crops are 2 such groups; set num_fold to 2 or less or add crops"
+    )
+    # To part the datasets does not help, as their crops stay together.
+    _, (note,) = assign_folds(tied, 3, "dataset")
+    assert note.endswith(
+        "no more datasets; set num_fold to 2 or less or add crops of other datasets"
+    )
+    one = [i.model_copy(update={"together": "x"}) for i in tied]
+    _, (note,) = assign_folds(one, 2, "dataset")
+    assert "datasets with crops that show the same voxels are in one fold, and the 2 datas" in note
+    assert note.endswith("; add crops of other datasets")
 
 
 def test_a_class_that_no_fold_could_validate_parts_few_datasets():
@@ -182,6 +217,7 @@ def test_no_number_of_folds_does_for_fewer_than_two_crops(count, tmp_path):
 
 def test_too_few_groups_for_the_folds_are_refused_with_the_remedy(tmp_path):
     path = write_list(tmp_path / "d", [b"same", b"same", b"same"])
-    with pytest.raises(DatalistError, match=r"1 of 2 folds can be made.*add crops"):
+    with pytest.raises(DatalistError, match=r"1 of 2 folds can be made.*same voxels") as caught:
         working_datalist(path, tmp_path / "work", 2)
+    assert str(caught.value).endswith("a group of crops for each fold; add crops")
     assert not (tmp_path / "work").exists()
