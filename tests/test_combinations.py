@@ -217,7 +217,7 @@ def test_an_id_between_others_that_none_names_has_no_meaning(tmp_path):
             },
             "label_table has mito at id 1, class_names at 2",
         ),
-    ],  # fmt: skip
+    ],
 )
 def test_classes_that_mean_no_ids_are_refused(document, message, tmp_path):
     with pytest.raises(DatalistError, match=message):
