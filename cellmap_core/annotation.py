@@ -91,14 +91,24 @@ def read_encoding(*attributes: dict[str, Any], location: str) -> Encoding:
     AnnotationError
         None of them has a ``cellmap.annotation`` with an encoding: meaning is never guessed.
     """
+    found: list[Encoding] = []
     for document in attributes:
         kind = _part(_part(_part(document, "cellmap"), "annotation"), "annotation_type")
         if encoding := kind.get("encoding"):
             instances = "instance" in str(kind.get("type", ""))
-            return _encoding(encoding, instances, location)
-    raise AnnotationError(
-        f"{location} has no annotation encoding", "cellmap.annotation.annotation_type.encoding"
-    )
+            found.append(_encoding(encoding, instances, location))
+    if not found:
+        raise AnnotationError(
+            f"{location} has no annotation encoding", "cellmap.annotation.annotation_type.encoding"
+        )
+    if other := [encoding for encoding in found if encoding != found[0]]:
+        raise AnnotationError(
+            f"{location}: its array and its group have different encodings ({found[0]} and "
+            f"{other[0]})",
+            "one encoding",
+            "correct the attributes of one of them",
+        )
+    return found[0]
 
 
 def class_names(attributes: dict[str, Any]) -> tuple[str, ...]:
@@ -114,7 +124,7 @@ def _part(document: dict[str, Any], name: str) -> dict[str, Any]:
 
 def _encoding(encoding: Any, instances: bool, location: str) -> Encoding:
     try:
-        return Encoding(
+        made = Encoding(
             absent=encoding["absent"],
             present=None if instances else encoding.get("present"),
             unknown=encoding.get("unknown"),
@@ -123,6 +133,10 @@ def _encoding(encoding: Any, instances: bool, location: str) -> Encoding:
         raise AnnotationError(
             f"{location} has encoding {encoding}", "integers absent, present and unknown"
         ) from error
+    values = [v for v in (made.absent, made.present, made.unknown) if v is not None]
+    if len({*values}) < len(values):
+        raise AnnotationError(f"{location} has encoding {encoding}", "one value for each state")
+    return made
 
 
 def union(parts: Sequence[States | int]) -> States | int:

@@ -46,6 +46,11 @@ _MOST_FOLDERS = 64
 _ALIKE = 2
 
 
+def _may_be_data(name: str) -> bool:
+    """Whether a file's own name is neither that of zarr's metadata nor hidden."""
+    return not name.startswith(".") and name != "zarr.json"
+
+
 def is_chunk_like(name: str) -> bool:
     """Whether a path inside an array looks like the key of a chunk of any zarr array."""
     return bool(_CHUNK_LIKE.fullmatch(name))
@@ -66,9 +71,13 @@ def chunk_files(store: Store, path: str) -> tuple[str, ...]:
     tuple of str
         Empty too where the store cannot list, or refuses to.
     """
+    return tuple(filter(is_chunk_like, _files(store, path)))
+
+
+def _files(store: Store, path: str) -> tuple[str, ...]:
+    """Files of an array without its metadata and hidden ones, relative to it."""
     if isinstance(store, LocalStore):
-        budget = _Budget(_MOST_FOLDERS)
-        return tuple(_walk(Path(store.root, path), "", budget))
+        return tuple(_walk(Path(store.root, path), "", _Budget(_MOST_FOLDERS)))
     if not remote.can_list(store):
         return ()
     try:
@@ -94,7 +103,15 @@ def check(array: zarr.Array[Any], outer: Sequence[int]) -> None:
     """
     encode = array.metadata.encode_chunk_key
     counts = [math.ceil(n / c) for n, c in zip(array.shape, outer, strict=True)]
-    for name in chunk_files(array.store_path.store, array.store_path.path):
+    files = _files(array.store_path.store, array.store_path.path)
+    names = tuple(filter(is_chunk_like, files))
+    if files and not names:
+        raise ChunkKeyError(
+            f"{array.store_path} holds {files[0]}, which is no name of a chunk, and no chunk",
+            f"names like {encode((0,) * len(counts))}",
+            "rename its chunks, or remove that file if nothing is stored there",
+        )
+    for name in names:
         index = tuple(int(part) for part in re.findall(r"[0-9]+", name))
         own = len(index) == len(counts) and encode(index) == name
         if own and all(i < n for i, n in zip(index, counts, strict=True)):
@@ -137,16 +154,14 @@ class _Budget:
 
 
 def _walk(folder: Path, prefix: str, budget: _Budget) -> Iterator[str]:
-    """Chunk-like files of a folder and of the first of its folders that hold some."""
+    """Files of a folder and of the first of its folders that hold some."""
     budget.folders -= 1
     try:
         with os.scandir(folder) as entries:
             found = [(e.name, e.is_dir()) for e in itertools.islice(entries, _MOST_NAMES)]
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return  # Each chunk that is asked for says itself whether it may be read.
-    yield from (
-        f"{prefix}{name}" for name, is_dir in found if not is_dir and is_chunk_like(prefix + name)
-    )
+    yield from (f"{prefix}{n}" for n, is_dir in found if not is_dir and _may_be_data(n))
     holding = 0
     for name, is_dir in found:
         inside = prefix + name
@@ -164,7 +179,7 @@ async def _first_keys(store: Store, prefix: str) -> tuple[str, ...]:
     count = 0
     async for key in store.list_prefix(prefix):
         name = key.removeprefix(prefix)
-        if is_chunk_like(name):
+        if all(map(_may_be_data, name.split("/"))):
             names.append(name)
         count += 1
         if count == _MOST_NAMES:

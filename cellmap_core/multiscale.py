@@ -87,6 +87,7 @@ class Levels:
                 "OME-NGFF multiscales metadata",
             ) from error
         self._named = dict(sorted(named.items(), key=lambda item: float(np.prod(item[1][0]))))
+        self._in_order = list(self._named) == list(named)
         self._opened: dict[str, tuple[Level, Array] | None] = {}
 
     def finest(self) -> tuple[Level, Array]:
@@ -101,9 +102,16 @@ class Levels:
         )
 
     def first(self) -> tuple[Level, Array]:
-        """Return the finest level that the metadata name, which must be there."""
+        """Return the finest level that the metadata name.
+
+        Raises
+        ------
+        MetadataError
+            It is not there, or a coarser level contradicts it: nothing tells which is right.
+        """
         for path in self._named:
             if opened := self._open(path):
+                self._refuse_contradictions(path)
                 return opened
             raise MetadataError(
                 f"{self._location} has no {path}, the finest level its metadata name",
@@ -195,6 +203,10 @@ class Levels:
         step = finest.voxel_nm
         if gap := _beyond(finest.low_nm, level.low_nm, step):
             return f"its low edge lies {gap} nm (z, y, x) from that of the finest level"
+        return self._high_gap(path)
+
+    def _high_gap(self, path: str) -> str:
+        step = next(iter(self._named.values())).voxel_nm
         opened = self._opened.get(path)
         reference = next((o for p in self._named if (o := self._open(p))), None)
         if opened is None or reference is None or reference is opened:
@@ -204,6 +216,29 @@ class Levels:
         if gap := _beyond(other.box.high_nm, own.box.high_nm, (z, y, x)):
             return f"its high edge lies {gap} nm (z, y, x) from that of {reference[0].path}"
         return ""
+
+    def _refuse_contradictions(self, finest: str) -> None:
+        """Refuse levels that the finest one contradicts, beyond what writers leave out.
+
+        A pyramid without translations of its own for each level is met everywhere and says
+        nothing else. Sizes are compared where the list is not in the order that OME-NGFF wants,
+        from fine to coarse: there scales may be those of other levels.
+        """
+        own = self._named[finest]
+        for path, level in self._named.items():
+            reason = ""
+            if not np.allclose(level.origin_nm, own.origin_nm):
+                reason = _beyond(own.low_nm, level.low_nm, own.voxel_nm)
+                reason = reason and f"the low edge of {path} lies {reason} nm (z, y, x) from it"
+            if not reason and not self._in_order and self._open(path):
+                reason = self._high_gap(path)
+            if reason:
+                raise MetadataError(
+                    f"{self._location}: the levels {finest} and {path} contradict each other "
+                    f"({reason})",
+                    "levels of one pyramid that share their edges, listed from fine to coarse",
+                    "correct their scales and translations",
+                )
 
     def _open(self, path: str) -> tuple[Level, Array] | None:
         if path not in self._opened:

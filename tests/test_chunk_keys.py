@@ -119,6 +119,20 @@ def test_other_files_beside_the_chunks_are_no_chunks(version, at, tmp_path):
     assert np.array_equal(stored(tmp_path / "group"), right)
 
 
+@pytest.mark.parametrize("name", ["0.partial", "chunk.0.0.0", "0_0_0", "0.gz"])
+def test_files_of_an_unknown_kind_are_not_taken_for_nothing(name, tmp_path):
+    place = array(tmp_path, 2, KEYS[2][0])
+    for path in place.glob("[0-9]*"):
+        path.unlink()
+    reader = ChunkReader(stores.find_array(stores.open_group(str(tmp_path)), "", "s0"))
+    (place / ".DS_Store").touch()
+    assert not reader.survey(*WHOLE).stored.any()
+    (place / name).touch()
+    reader = ChunkReader(stores.find_array(stores.open_group(str(tmp_path)), "", "s0"))
+    with pytest.raises(ChunkKeyError, match=f"holds {name}, which is no name of a chunk"):
+        reader.survey(*WHOLE)
+
+
 def test_it_is_the_same_in_a_bucket(bucket, tmp_path):  # noqa: F811
     root, fill = bucket
     cases = {"two": (2, None), "three": (3, None), "shards": (3, SHARD)}

@@ -183,6 +183,24 @@ def test_a_level_of_another_size_is_reported_and_not_used(tmp_path, caplog):
     assert f"{location}/s1 is not used: its high edge lies -128, +0, +0 nm" in caplog.text
 
 
+def test_labels_whose_levels_contradict_each_other_are_refused(tmp_path):
+    """Nothing tells which level is right; a pyramid without translations says nothing else."""
+    assert open_labels(pyramid(tmp_path / "whole")).level.path == "s0"
+    assert open_labels(pyramid(tmp_path / "plain", translated=False)).level.path == "s0"
+    moved = {
+        "s0": ((64, 64, 64), [scale(4, 4, 4), move(40, 0, 0)]),
+        "s1": ((32, 32, 32), [scale(8, 8, 8), move(2, 2, 2)]),
+    }
+    swapped = {
+        "s0": ((64, 64, 64), [scale(8, 8, 8), move(0, 0, 0)]),
+        "s1": ((32, 32, 32), [scale(4, 4, 4), move(2, 2, 2)]),
+    }
+    with pytest.raises(MetadataError, match=r"s0 and s1 contradict each other .*-40, "):
+        open_labels(image(tmp_path / "moved", moved))
+    with pytest.raises(MetadataError, match=r"s1 and s0 contradict each other .*high edge"):
+        open_labels(image(tmp_path / "swapped", swapped))
+
+
 def test_what_names_no_levels_is_refused(tmp_path):
     location = image(tmp_path / "image", {"s0": ((8, 8, 8), [scale(4, 4, 4)])})
     group = zarr.open_group(location)
