@@ -124,6 +124,8 @@ def _part(document: dict[str, Any], name: str) -> dict[str, Any]:
 
 def _encoding(encoding: Any, instances: bool, location: str) -> Encoding:
     try:
+        if any(isinstance(encoding.get(s), bool) for s in ("absent", "present", "unknown")):
+            raise TypeError("a boolean is no value")  # noqa: TRY301 - one message for all
         made = Encoding(
             absent=encoding["absent"],
             present=None if instances else encoding.get("present"),

@@ -308,9 +308,7 @@ def _named_levels(
     )
     named: dict[str, _Named] = {}
     for dataset in multiscale.get("datasets") or []:
-        path = dataset.get("path")
-        if not isinstance(path, str):
-            raise MetadataError(f"{location}: a multiscale dataset without path", "path: s0")
+        path = _level_path(dataset.get("path"), location)
         if path in named:
             raise MetadataError(f"{location} names the level {path} twice", "each level once")
         own = read_transformation(dataset.get("coordinateTransformations"), f"{location}/{path}")
@@ -322,6 +320,20 @@ def _named_levels(
             )
         named[path] = _Named(_reorder(voxel, (z, y, x), float), _reorder(origin, (z, y, x), float))
     return named, (z, y, x)
+
+
+def _level_path(path: Any, location: str) -> str:
+    """Return the path of a level below its group, without what does not change it (``./s0``)."""
+    if not isinstance(path, str):
+        raise MetadataError(f"{location}: a multiscale dataset without path", "path: s0")
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    if not parts or ".." in parts:
+        raise MetadataError(
+            f"{location} has the dataset path {path!r}",
+            "the path of an array below it, as s0",
+            "correct it in its multiscales",
+        )
+    return "/".join(parts)
 
 
 def _axes(multiscale: dict[str, Any], location: str) -> tuple[list[str], Any]:

@@ -227,6 +227,8 @@ def _require(path: Path) -> None:
     parent = path.parent
     while not parent.exists():
         parent = parent.parent
+    if parent.is_file():
+        raise zarr_nodes.no_folder(str(parent), f"{path} cannot lie in it")
     try:
         found = sorted(p.name for p in parent.iterdir() if not p.name.startswith("."))
     except OSError:

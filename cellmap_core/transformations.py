@@ -93,6 +93,8 @@ def _step(row: Any, location: str) -> tuple[str, NDArray[np.float64]] | None:
 
 def _vector(row: dict[str, Any], kind: str, location: str) -> NDArray[np.float64]:
     try:
+        if any(isinstance(v, bool) for v in row[kind]):
+            raise TypeError("a boolean is no number")  # noqa: TRY301 - one message for all
         vector = np.array([float(v) for v in row[kind]])
     except (KeyError, TypeError, ValueError) as error:
         raise MetadataError(f"{location}: unreadable {kind}", "three numbers") from error

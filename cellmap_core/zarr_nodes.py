@@ -29,9 +29,7 @@ def explain_no_group(place: StorePath, location: str) -> MetadataError | None:
         Its location, for the message.
     """
     if not remote.split(location) and Path(location).is_file():
-        return MetadataError(
-            f"{location} is a file", "a folder with a zarr group", "unpack it if it is an archive"
-        )
+        return no_folder(location)
     held = _held(place)
     if _is_array(place, held):
         parent = location.rstrip("/").rpartition("/")[0]
@@ -42,6 +40,14 @@ def explain_no_group(place: StorePath, location: str) -> MetadataError | None:
         )
     if {".zgroup", "zarr.json"} & set(held):
         return None
+    if ".zattrs" not in held and (images := _images(place)):
+        return MetadataError(
+            f"{location} is no image, but a folder with the images {', '.join(images)} and without "
+            "metadata of its own",
+            "an image with its scale levels, or a crop with its classes",
+            f"give one of these images ({location.rstrip('/')}/{images[0]}), or, where they are "
+            "the classes of a crop, download its .zgroup or zarr.json",
+        )
     inside = {mark: name for name in _members(place) for mark in _held(place / name)}
     if _is_n5(place, held) or "attributes.json" in inside:
         return _n5(location)
@@ -96,6 +102,15 @@ def explain_no_array(group: zarr.Group, name: str, location: str) -> MetadataErr
     return None
 
 
+def no_folder(location: str, found: str = "") -> MetadataError:
+    """Return an error that says that a location is a file; ``found`` says more of it."""
+    return MetadataError(
+        f"{location} is a file" + (f", so {found}" if found else ""),
+        "a folder with a zarr group",
+        "unpack it if it is an archive",
+    )
+
+
 def _n5(location: str) -> MetadataError:
     return MetadataError(
         f"{location} is N5 (attributes.json)",
@@ -124,6 +139,23 @@ def _is_array(place: StorePath, held: list[str]) -> bool:
         except ValueError:
             return False
     return ".zarray" in held
+
+
+def _images(place: StorePath) -> list[str]:
+    """Names of the images among the members of a place."""
+    return sorted(name for name in _members(place) if _is_image(place / name))
+
+
+def _is_image(place: StorePath) -> bool:
+    """Whether a place has multiscales metadata, in the form of zarr v2 or v3."""
+    try:
+        attributes = read_document(place / ".zattrs")
+        if attributes is None:
+            attributes = (read_document(place / "zarr.json") or {}).get("attributes")
+    except ValueError:
+        return False
+    document = attributes.get("ome", attributes) if isinstance(attributes, dict) else None
+    return isinstance(document, dict) and "multiscales" in document
 
 
 def _held(place: StorePath) -> list[str]:

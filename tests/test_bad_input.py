@@ -224,6 +224,15 @@ def an_encoding_of_another_kind(folder):
     return r"mito has encoding \[0, 1, 255\]; expected integers absent, present and unknown"
 
 
+def an_encoding_of_booleans(folder):
+    path = folder / CROP / "mito/s0/.zattrs"
+    attributes = json.loads(path.read_text())
+    kind = attributes["cellmap"]["annotation"]["annotation_type"]
+    kind["encoding"] = {"absent": False, "present": True}
+    path.write_text(json.dumps(attributes))
+    return "mito has encoding .*; expected integers absent, present and unknown"
+
+
 def attributes_of_another_kind(folder):
     edit(folder / CROP / "mito/.zattrs", cellmap="yes")
     (folder / CROP / "mito/s0/.zattrs").write_text("{}")
@@ -237,7 +246,8 @@ BROKEN = [
     truncated_fortran_order, truncated_zstd, corrupt_zstd, a_chunk_of_another_size,
     truncated_uncompressed, corrupt_gzip, corrupt_gzip_in_fortran_order, a_folder_for_a_chunk,
     no_scale, lengths_of_no_unit, voxels_of_no_size, axes_that_are_numbers,
-    an_encoding_of_another_kind, attributes_of_another_kind, a_place_beyond_all_volumes,
+    an_encoding_of_another_kind, an_encoding_of_booleans,
+    attributes_of_another_kind, a_place_beyond_all_volumes,
     two_places, attributes_that_are_a_list, chunks_of_no_voxel,
 ]  # fmt: skip
 

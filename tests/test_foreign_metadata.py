@@ -15,6 +15,7 @@ from cellmap_core.convert import plan
 from cellmap_core.errors import CellmapError, DatalistError, DatasplitError, MetadataError
 from cellmap_core.multiscale import Levels
 from cellmap_core.options import ConvertOptions
+from cellmap_core.volume import open_volume
 from tests.test_bad_input import CROP, NAME, RAW, edit
 from tests.test_convert import own_phantom, rows, run  # noqa: F401
 from tests.test_crop_lists import TRUTH
@@ -231,6 +232,12 @@ def a_file(folder):
     return "is a file"
 
 
+def in_a_file(folder):
+    shutil.rmtree(folder.parent)
+    folder.parent.write_bytes(b"PK")
+    return f"is a file, so {folder} cannot lie in it; expected a folder .*; unpack it"
+
+
 def a_level_of_another_format(folder):
     shutil.rmtree(folder / "s0")
     zarr.create_array(folder / "s0", shape=(8, 8, 8), chunks=(4, 4, 4), dtype="u1")
@@ -239,7 +246,7 @@ def a_level_of_another_format(folder):
 
 DAMAGES = [
     n5, inside_n5, a_level_of_n5, without_zgroup, without_group_metadata, without_zarr_json,
-    an_array, an_array_of_v3, a_file, a_level_of_another_format,
+    an_array, an_array_of_v3, a_file, in_a_file, a_level_of_another_format,
 ]  # fmt: skip
 
 
@@ -248,8 +255,28 @@ DAMAGES = [
 def test_what_is_no_zarr_group_is_named(damage, part, own_phantom):  # noqa: F811
     location = str(own_phantom.parent / part)
     reason = damage(own_phantom.parent / part)
-    with pytest.raises(MetadataError, match=f"{location}.*{reason}"):
+    with pytest.raises(
+        MetadataError, match=reason if damage is in_a_file else f"{location}.*{reason}"
+    ):
         Levels(stores.open_group(location), location).finest()
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_folder_of_images_given_as_image_names_them(version, tmp_path):
+    """It was told to write a .zgroup, which makes the folder no image."""
+    axes = [{"name": a, "type": "space", "unit": "nanometer"} for a in "zyx"]
+    multiscales = [{"axes": axes, "datasets": []}]
+    for name in ("fibsem-uint8", "fibsem-int16"):
+        made(tmp_path / "em" / name, version)
+        attributes = {"multiscales": multiscales}
+        attributes = {"ome": attributes} if version == 3 else attributes
+        zarr.open_group(tmp_path / "em" / name).attrs.update(attributes)
+    location = str(tmp_path / "em")
+    with pytest.raises(MetadataError, match=r"is no image, .*images fibsem-int16, fibsem-uint8"):
+        open_volume(location, "auto", None)
+    zarr.create_group(location, zarr_format=version)
+    with pytest.raises(MetadataError, match=r"no multiscales; .* one of .*: fibsem-int16, fib"):
+        open_volume(location, "auto", None)
 
 
 def test_a_crop_without_zgroup_and_a_class_folder_as_crop_fail_by_name(own_phantom, tmp_path):  # noqa: F811

@@ -68,6 +68,8 @@ BAD_LISTS = [
     ([scale(4, float("nan"), 4)], "finite numbers"),
     ([{"type": "scale", "path": "scales/0"}], "keeps its scale in the array scales/0"),
     ([{"type": "scale"}], "unreadable scale"),
+    ([scale(4, 4, True)], "unreadable scale; expected three numbers"),
+    ([scale(4, 4, 4), move(False, 0, 0)], "unreadable translation"),
     ([scale(4, 4, 4), {"type": "affine", "affine": [[1]]}], "transformation 'affine'"),
     ([{"type": "sequence", "transformations": [scale(4, 4, 4)]}], "transformation 'sequence'"),
     (["scale"], "transformation 'scale'"),
@@ -199,6 +201,28 @@ def test_labels_whose_levels_contradict_each_other_are_refused(tmp_path):
         open_labels(image(tmp_path / "moved", moved))
     with pytest.raises(MetadataError, match=r"s1 and s0 contradict each other .*high edge"):
         open_labels(image(tmp_path / "swapped", swapped))
+
+
+@pytest.mark.parametrize("written", ["./{}", "{}/", ".//{}/."])
+def test_a_path_that_only_looks_different_is_the_level(written, tmp_path):
+    location = pyramid(tmp_path / "image")
+    group = zarr.open_group(location)
+    (multiscale,) = group.attrs["multiscales"]
+    for dataset in multiscale["datasets"]:
+        dataset["path"] = written.format(dataset["path"])
+    group.attrs["multiscales"] = [multiscale]
+    assert [chosen(location, f"s{rank}") for rank in range(3)] == ["s0", "s1", "s2"]
+
+
+@pytest.mark.parametrize("path", ["../s0", "a/../s0", ".", ""])
+def test_a_path_that_is_not_below_the_image_is_refused(path, tmp_path):
+    location = image(tmp_path / "image", {"s0": ((8, 8, 8), [scale(4, 4, 4)])})
+    group = zarr.open_group(location)
+    (multiscale,) = group.attrs["multiscales"]
+    multiscale["datasets"][0]["path"] = path
+    group.attrs["multiscales"] = [multiscale]
+    with pytest.raises(MetadataError, match=f"has the dataset path '{path}'; expected the path of"):
+        open_labels(location)
 
 
 def test_what_names_no_levels_is_refused(tmp_path):
