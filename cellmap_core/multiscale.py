@@ -87,7 +87,6 @@ class Levels:
                 "OME-NGFF multiscales metadata",
             ) from error
         self._named = dict(sorted(named.items(), key=lambda item: float(np.prod(item[1][0]))))
-        self._in_order = list(self._named) == list(named)
         self._opened: dict[str, tuple[Level, Array] | None] = {}
 
     def finest(self) -> tuple[Level, Array]:
@@ -221,8 +220,7 @@ class Levels:
         """Refuse levels that the finest one contradicts, beyond what writers leave out.
 
         A pyramid without translations of its own for each level is met everywhere and says
-        nothing else. Sizes are compared where the list is not in the order that OME-NGFF wants,
-        from fine to coarse: there scales may be those of other levels.
+        nothing else: of such a level the size is compared alone.
         """
         own = self._named[finest]
         for path, level in self._named.items():
@@ -230,15 +228,36 @@ class Levels:
             if not np.allclose(level.origin_nm, own.origin_nm):
                 reason = _beyond(own.low_nm, level.low_nm, own.voxel_nm)
                 reason = reason and f"the low edge of {path} lies {reason} nm (z, y, x) from it"
-            if not reason and not self._in_order and self._open(path):
-                reason = self._high_gap(path)
+            if not reason:
+                reason = self._size_gap(path, finest)
             if reason:
                 raise MetadataError(
                     f"{self._location}: the levels {finest} and {path} contradict each other "
                     f"({reason})",
-                    "levels of one pyramid that share their edges, listed from fine to coarse",
+                    "levels of one pyramid that share their edges and sizes",
                     "correct their scales and translations",
                 )
+
+    def _size_gap(self, path: str, finest: str) -> str:
+        """Say how the size of a level differs from that of the finest; empty where it does not.
+
+        Each array costs requests to a store: a wrong finest level shows in the next two.
+        """
+        if path not in list(self._named)[1:3]:
+            return ""
+        try:
+            pair = [self._open(name) for name in (finest, path)]
+        except (MetadataError, StoreError):
+            return ""  # The level is not needed, and what cannot be read contradicts nothing.
+        if None in pair:
+            return ""
+        grids = [opened[0].grid for opened in pair if opened]
+        own, other = (np.subtract(grid.box.high_nm, grid.box.low_nm) for grid in grids)
+        most = np.add(grids[0].voxel_nm, grids[1].voxel_nm) * (1 + EDGE_TOLERANCE_VOX)
+        if (abs(other - own) <= most).all():
+            return ""
+        gap = ", ".join(f"{value:+g}" for value in other - own)
+        return f"{path} is larger by {gap} nm (z, y, x)"
 
     def _open(self, path: str) -> tuple[Level, Array] | None:
         if path not in self._opened:

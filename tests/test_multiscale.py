@@ -199,7 +199,7 @@ def test_labels_whose_levels_contradict_each_other_are_refused(tmp_path):
     }
     with pytest.raises(MetadataError, match=r"s0 and s1 contradict each other .*-40, "):
         open_labels(image(tmp_path / "moved", moved))
-    with pytest.raises(MetadataError, match=r"s1 and s0 contradict each other .*high edge"):
+    with pytest.raises(MetadataError, match=r"s1 and s0 contradict each other .*is larger by"):
         open_labels(image(tmp_path / "swapped", swapped))
 
 
@@ -223,6 +223,34 @@ def test_a_path_that_is_not_below_the_image_is_refused(path, tmp_path):
     group.attrs["multiscales"] = [multiscale]
     with pytest.raises(MetadataError, match=f"has the dataset path '{path}'; expected the path of"):
         open_labels(location)
+
+
+@pytest.mark.parametrize("axis", [0, 2])
+def test_a_level_of_labels_of_another_size_is_refused(axis, tmp_path):
+    """Listed from fine to coarse, with one wrong scale."""
+    wrong = [8.0, 8.0, 8.0]
+    wrong[axis] = 16.0
+    levels = {
+        "s0": ((64, 64, 64), [scale(4, 4, 4), move(2, 2, 2)]),
+        "s1": ((32, 32, 32), [scale(*wrong), move(*(v / 2 for v in wrong))]),
+    }
+    with pytest.raises(MetadataError, match="contradict each other"):
+        open_labels(image(tmp_path / "labels", levels))
+
+
+@pytest.mark.parametrize("translated", [True, False])
+@pytest.mark.parametrize("down", [np.floor, np.ceil, np.round])
+@pytest.mark.parametrize("shape", [(64, 64, 64), (61, 67, 77), (5, 3, 31)])
+def test_labels_without_the_translation_of_downsampling_are_read(down, shape, translated, tmp_path):
+    """All at one place: s1 is half a voxel of the finest off, s4 seven and a half."""
+    names = tuple(f"s{n}" for n in range(5))
+    location = pyramid(
+        tmp_path / "labels", shape, names, translated, lambda n: max(1, int(down(n)))
+    )
+    level = open_labels(location).level
+    assert (level.path, level.grid.shape_vox) == ("s0", shape)
+    (tmp_path / "labels/s1/.zarray").write_text("{")  # A level that is not needed.
+    assert open_labels(location).level == level
 
 
 def test_what_names_no_levels_is_refused(tmp_path):
