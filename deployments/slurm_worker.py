@@ -503,9 +503,18 @@ class SlurmWorker(BaseWorker[SlurmJobConfiguration, SlurmVariables, SlurmWorkerR
         await self.client.set_flow_run_state(run_id, state, force=True)
 
     async def _times_again(self, run_id: UUID) -> int:
-        """Return how often a run was started again after a failure; hand-overs are none."""
+        """Return how often a run was started again after a failure.
+
+        Hand-overs at a wall time are none, and who retries a run that ended begins anew.
+        """
         states = await self.client.read_flow_run_states(run_id)
-        return sum(state.name == "AwaitingRetry" for state in states)
+        states.sort(key=lambda state: state.timestamp)
+        times, ended = 0, False
+        for state in states:
+            if state.name == "AwaitingRetry":
+                times = 0 if ended else times + 1
+            ended = state.is_final()
+        return times
 
     async def _times_scheduled(self, run_id: UUID) -> int:
         """How often a run was put back to be started; 0 where it is deleted."""

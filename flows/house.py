@@ -161,6 +161,7 @@ def _note_start(options: Frozen) -> None:
         name = str(flow_run.id)
         with get_client(sync_client=True) as client:
             states = client.read_flow_run_states(flow_run.id)
+        states.sort(key=lambda state: state.timestamp)
         scheduled = [state.name for state in states if state.is_scheduled()]
         handed_on = scheduled[-1:] == [HANDED_ON]
     else:

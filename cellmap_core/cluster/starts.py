@@ -73,7 +73,7 @@ def note_start(
     if times >= fruitless_jobs(site):
         remedy = hours_remedy("flow", site) if site else "submit the job with a longer --time"
         raise NoProgressError(
-            f"{times} jobs of this run in a row reached their wall time and saved nothing",
+            f"the last {times} jobs of this run ended before they had saved anything",
             "",
             remedy,
         )

@@ -112,7 +112,7 @@ def test_a_run_that_saves_nothing_from_wall_time_to_wall_time_ends(tmp_path):
     with pytest.raises(NoProgressError) as caught:
         note_start(folder, start("a", 22, True, 10), SITE, environment)
     assert str(caught.value) == (
-        "2 jobs of this run in a row reached their wall time and saved nothing; "
+        "the last 2 jobs of this run ended before they had saved anything; "
         "raise stages.flow.hours of the site profile mine (now 24)"
     )
     # Somebody who starts it once more has a reason to.
