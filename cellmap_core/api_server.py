@@ -91,7 +91,7 @@ class Api:
 
     @property
     def authenticates(self) -> bool:
-        """Whether it is told who we are."""
+        """Whether requests carry an auth string or a key."""
         return bool(self._auth or self._key)
 
     def variables(self) -> dict[str, str]:

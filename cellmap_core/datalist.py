@@ -106,7 +106,8 @@ class Datalist(Frozen):
     Attributes
     ----------
     folder : Path
-        The folder to which all paths are relative; that of ``datalist.json`` unless told else.
+        The folder to which all paths are relative: the ``dataroot`` that was given, else the
+        folder of ``datalist.json``.
     table : LabelTable
         Classes and label ids.
     training, testing : tuple of Entry

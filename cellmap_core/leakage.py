@@ -2,7 +2,7 @@
 
 Two crops share voxels if they overlap in one raw volume, if they are one crop in two
 reconstructions, or if their images are equal files. Conversion records the first two in the
-datalist; the last is told from the files of any datalist.
+datalist; equal files are found in any datalist.
 """
 
 from __future__ import annotations

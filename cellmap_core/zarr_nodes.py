@@ -103,7 +103,7 @@ def explain_no_array(group: zarr.Group, name: str, location: str) -> MetadataErr
 
 
 def no_folder(location: str, found: str = "") -> MetadataError:
-    """Return an error that says that a location is a file; ``found`` says more of it."""
+    """Return the error for a location that is a file; ``found`` adds the consequence."""
     return MetadataError(
         f"{location} is a file" + (f", so {found}" if found else ""),
         "a folder with a zarr group",

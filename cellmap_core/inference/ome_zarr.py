@@ -77,7 +77,7 @@ def multiscale(name: str, order: ArrayOrder) -> dict[str, Any]:
 
 
 def _placement(geometry: ImageGeometry) -> dict[str, Any]:
-    """Where the image lies: by its affine, and how the arrays of the store were made of it."""
+    """Return the affine of the image, and how its axes were reordered for the store."""
     order = geometry.order()
     return {
         "affine_nm": geometry.matrix_nm.tolist(),

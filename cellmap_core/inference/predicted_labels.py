@@ -163,12 +163,12 @@ def _numbered(codes: NDArray[np.int64]) -> tuple[list[int], NDArray[np.int64]]:
 
 
 def labels_path(prediction: Path) -> Path:
-    """Where the label ids of a prediction are, beside ``<case>.zarr``."""
+    """Return the path of a prediction's label ids, beside ``<case>.zarr``."""
     return prediction.with_suffix(LABELS_SUFFIX)
 
 
 def table_path(prediction: Path) -> Path:
-    """Where the table of a prediction's label ids is, beside ``<case>.zarr``."""
+    """Return the path of the table of a prediction's label ids, beside ``<case>.zarr``."""
     return prediction.with_suffix(TABLE_SUFFIX)
 
 
